@@ -5,7 +5,9 @@ One tree; each leaf carries its facts as typed fields, and `retryable` is True w
     BcsError
     ├── ConfigurationError           the service must not start with these settings
     │   ├── DependencyCycle
+    │   ├── PipelineCycle
     │   ├── UnknownDependency
+    │   ├── UnknownMember            a pipeline names a pipeline that is not defined
     │   ├── DuplicateName
     │   ├── DependenciesDiffer       two pipelines of one file give a phase different dependencies
     │   ├── UnreadableConfiguration
@@ -16,6 +18,7 @@ One tree; each leaf carries its facts as typed fields, and `retryable` is True w
     │   ├── PromptRequired
     │   ├── UnknownPhases            an option names a phase that the requested pipeline does not have
     │   ├── NeededPhasesLeftOut      the request leaves out phases that are not complete and that others need
+    │   ├── DefinitionsRefused       the pipeline file is not valid, so a reload changes nothing
     │   └── ReportOutdated           a known fact lies so far in the future that a phase report would not count
     ├── UndecodableMessage           a Kafka message that can never be applied
     ├── ClocksDiffer                 retryable: this machine's clock or the store's is wrong
@@ -126,6 +129,26 @@ class UnknownDependency(ConfigurationError):
 
     def __init__(self, owner: str, missing: str) -> None:
         super().__init__(f"{owner!r} names the phase {missing!r}, which is not defined")
+        self.owner = owner
+        self.missing = missing
+
+
+class PipelineCycle(ConfigurationError):
+    """Pipelines contain each other in a cycle.
+
+    :param pipelines: the cycle, first pipeline repeated at the end.
+    """
+
+    def __init__(self, pipelines: tuple[str, ...]) -> None:
+        super().__init__(f"the pipelines contain each other in a cycle: {' -> '.join(pipelines)}")
+        self.pipelines = pipelines
+
+
+class UnknownMember(ConfigurationError):
+    """A pipeline names a pipeline that is not defined."""
+
+    def __init__(self, owner: str, missing: str) -> None:
+        super().__init__(f"the pipeline {owner!r} names the pipeline {missing!r}, which is not defined")
         self.owner = owner
         self.missing = missing
 
@@ -262,6 +285,19 @@ class NeededPhasesLeftOut(RequestRefused):
         by = ", ".join(dict.fromkeys(name for one in needed for name in one.needed_by))
         super().__init__(f"the request leaves out what {by} needs and what is not complete: {phases}")
         self.needed = needed
+
+
+class DefinitionsRefused(RequestRefused):
+    """The pipeline file can't be used, so the definitions in use stay in use.
+
+    :param problems: what is wrong with the file.
+    :param in_use: the version and the hash of the definitions in use.
+    """
+
+    def __init__(self, problems: tuple[str, ...], in_use: str) -> None:
+        super().__init__(f"the pipeline file can't be used: {'; '.join(problems)}")
+        self.problems = problems
+        self.in_use = in_use
 
 
 class ReportOutdated(RequestRefused):

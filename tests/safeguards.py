@@ -1072,14 +1072,38 @@ _HTTP = (
         """\
                 raise
             state = await self._from_the_archive(batch_id, error)
-            return await paced(summarizing(state, self.law, 0)), POSTGRESQL
+            return await paced(summarizing(state, law, 0)), POSTGRESQL
 """,
         """\
                 return BatchSummary(), self.store_name
             state = await self._from_the_archive(batch_id, error)
-            return await paced(summarizing(state, self.law, 0)), POSTGRESQL
+            return await paced(summarizing(state, law, 0)), POSTGRESQL
 """,
         _in("integration/test_http_edges", "test_what_is_refused_for_an_outage_names_no_address"),
+    ),
+    Mutation(
+        "one-set-of-rules",
+        "A request is answered by the definitions that were in use when it began.",
+        "bcs/usecases/resolve_pipeline.py",
+        "resolution = rules.resolutions.resolve(",
+        "resolution = self.definitions.current.resolutions.resolve(",
+        _in("integration/test_reload", "test_under_load_no_request_sees_a_mixture_and_nothing_leaks"),
+    ),
+    Mutation(
+        "law-of-the-request",
+        "A summary is made under the law of the definitions that answer the request.",
+        "bcs/usecases/resolve_pipeline.py",
+        "self.reader.summary(command.batch_id, rules.law)",
+        "self.reader.summary(command.batch_id)",
+        _in("integration/test_reload", "test_under_load_no_request_sees_a_mixture_and_nothing_leaks"),
+    ),
+    Mutation(
+        "one-series-of-definitions",
+        "The metric names only the definitions in use.",
+        "bcs/usecases/active_definitions.py",
+        "        info.clear()\n",
+        "",
+        _in("integration/test_reload", "test_a_valid_file_is_used_from_now_on"),
     ),
     Mutation(
         "readiness",

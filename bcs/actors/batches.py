@@ -148,7 +148,7 @@ class BatchActor:
         """Store a summary for other processes. They make it again if it could not be stored."""
         assert isinstance(command, StoreSummary)  # noqa: S101 (`handle` has checked it)
         with suppress(StoreError):
-            stored = await self.store.store_summary(command.batch_id, command.summary)
+            stored = await self.store.store_summary(command.batch_id, command.summary, command.law)
             self.runtime.telemetry.commit_conflicts.inc(stored.conflicts)
             self.runtime.telemetry.commit_fallbacks.inc(stored.fallback)
 

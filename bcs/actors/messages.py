@@ -10,6 +10,7 @@ from aiokafka import ConsumerRecord
 
 from bcs.domain.facts import Fact
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id, facts_in
+from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary
 from bcs.errors import UndecodableMessage
 from bcs.supervision import Reply
@@ -200,10 +201,14 @@ class ApplyFacts:
 
 @dataclass(frozen=True, slots=True)
 class StoreSummary:
-    """To a batch's actor: store a summary that was made for an answer, for the other processes."""
+    """To a batch's actor: store a summary that was made for an answer, for the other processes.
+
+    :param law: the law of the summary.
+    """
 
     batch_id: str
     summary: BatchSummary
+    law: CompletionLaw
 
 
 BatchCommand = ApplyFacts | StoreSummary

@@ -35,6 +35,8 @@ def _printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
     if isinstance(entry, PipelineResolved):
         origin = f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"
         lines = [_answer(entry), origin]
+        if entry.definitions:
+            lines.append(f"pipeline definitions {entry.definitions}")
     else:
         lines = [*_sentences(entry.facts), *_origin(entry)]
     if entry.correlation_id:

@@ -11,7 +11,7 @@ import anyio
 import structlog
 
 from bcs.config.settings import Settings
-from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.times import microseconds
 from bcs.errors import BcsError
 from bcs.ops.dlq.reading import reading_clients
@@ -86,9 +86,11 @@ async def _rebuild(
         reader = OrderedTopicReader(consumer, admin, settings.kafka_request_timeout_seconds)
         await reader.open(topics.CONSUMED)
         stats = RebuildStats()
-        phases = frozenset(definitions.phases) | PLATFORM_PHASES
         decoder = EventDecoder(
-            phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
+            definitions.phases,
+            keep_unknown_phases=settings.keep_unknown_phases,
+            max_event_bytes=settings.max_event_bytes,
+            max_essays=settings.max_essays_per_batch,
         )
         now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
         essay_limit = EssayLimit(archive, settings.max_essays_per_batch)

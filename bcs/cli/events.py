@@ -16,7 +16,6 @@ from bcs.cli.event_files import EventMessage, UnusableEvent, messages_in
 from bcs.cli.options import PANEL, AsJson, command_group
 from bcs.cli.output import plain, present, print_json
 from bcs.cli.published import as_document, as_text
-from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.errors import PartitionStalled, UndecodableMessage
 from bcs.ops.wording import counted
 from bcs.runtime import running
@@ -173,7 +172,8 @@ def _validity(settings: Settings) -> Callable[[EventMessage], None]:
     from bcs.config.pipelines import pipelines_of
 
     decoder = EventDecoder(
-        PLATFORM_PHASES | pipelines_of(settings).phases.keys(),
+        pipelines_of(settings).phases.keys(),
+        keep_unknown_phases=settings.keep_unknown_phases,
         max_event_bytes=settings.max_event_bytes,
         max_essays=settings.max_essays_per_batch,
     )

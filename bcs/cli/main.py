@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,7 +93,7 @@ def serve() -> None:
     settings = load_settings()
     definitions = pipelines_of(settings)
     configure_logging(settings)
-    raise typer.Exit(_run(run_until_signalled, settings, definitions))
+    raise typer.Exit(_run(partial(run_until_signalled, reloads_on_hangup=True), settings, definitions))
 
 
 @cli.command()

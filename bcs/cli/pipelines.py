@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from bcs.cli.graphs import dot, mermaid
-from bcs.cli.options import PANEL, AsJson, command_group
+from bcs.cli.options import PANEL, URL_OF_SETTINGS, AsJson, ServiceUrl, command_group
 from bcs.cli.output import plain, present, print_json, table
 from bcs.config.loading import load_settings
 from bcs.config.pipelines import load_pipelines, pipelines_of, pipelines_yaml
+from bcs.domain.definitions_difference import difference
+from bcs.domain.graphs import dot, mermaid, svg
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, PipelineDefinitions
 from bcs.errors import ConfigurationError, UnreadableConfiguration
+from bcs.http.documents import definitions_version, difference_document, pipeline_document, pipelines_document
+from bcs.http.parameters import PIPELINES, GraphFormat
+from bcs.ops.asking import ask
 from bcs.ops.wording import counted
 
 EXIT_NOT_VALID = 1
+EXIT_DIFFERENT = 1
 
 app = command_group("pipelines")
 
@@ -34,14 +38,11 @@ PipelineName = Annotated[
 ]
 
 
-class GraphFormat(StrEnum):
-    """The languages for graphs."""
-
-    MERMAID = "mermaid"
-    DOT = "dot"
-
-
-_WRITERS: dict[GraphFormat, Callable[[Iterable[Phase]], str]] = {GraphFormat.MERMAID: mermaid, GraphFormat.DOT: dot}
+_WRITERS: dict[GraphFormat, Callable[[Iterable[Phase]], str]] = {
+    GraphFormat.MERMAID: mermaid,
+    GraphFormat.DOT: dot,
+    GraphFormat.SVG: svg,
+}
 
 
 @app.callback(rich_help_panel=PANEL)
@@ -57,7 +58,7 @@ def list_all(as_json: AsJson = False) -> None:
     """List all names that can be requested: the pipelines and the phases, each with its phases in order."""
     definitions = _definitions()
     if as_json:
-        print_json({"pipelines": [_document(definitions, name) for name in definitions.names]})
+        print_json(pipelines_document(definitions))
         return
     listed = table("name", "kind", "phases in order")
     for name in definitions.names:
@@ -72,7 +73,7 @@ def show(name: PipelineName, as_json: AsJson = False) -> None:
     definitions = _definitions()
     plan = definitions.plan(name)
     if as_json:
-        print_json(_document(definitions, name))
+        print_json(pipeline_document(definitions, name))
         return
     tree = Tree(
         Text.assemble(plain(name, "bold"), f": {_kind(definitions, name)}, {counted(len(plan), 'phase')} in order")
@@ -112,6 +113,42 @@ def validate(file: PipelineFile, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def diff(file: PipelineFile, as_json: AsJson = False) -> None:
+    """Show what a file of pipelines would change, compared with the present pipelines. Exits 1 if it changes anything.
+
+    The order of a file counts only where it changes the order in which phases run.
+    """
+    found = difference(_definitions(), load_pipelines(file))
+    sentences = list(found.sentences())
+    if as_json:
+        document = {"before": definitions_version(found.before), "after": definitions_version(found.after)}
+        print_json({**document, **difference_document(found)})
+    elif not sentences:
+        present(Text.assemble(plain(file), ": no difference, ", plain(found.after)))
+    else:
+        present(Text.assemble(plain(file), ": ", plain(found.after), ", before ", plain(found.before)))
+        for sentence in sentences:
+            present(plain(f"  {sentence}"))
+    if sentences:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+@app.command("reload")
+def reload_service(url: ServiceUrl = URL_OF_SETTINGS, as_json: AsJson = False) -> None:
+    """Let the running service read its pipeline file again, and show what has changed. Each replica has to be asked.
+
+    A file that is not valid changes nothing, and is refused with exit code 1.
+    """
+    answer = ask(f"{url}{PIPELINES}/reload", {}, expecting=("status", "definitions", "changes"))
+    if as_json:
+        print_json(answer)
+        return
+    present(Text.assemble(plain(answer["status"]), ": ", plain(_named(answer["definitions"]))))
+    for sentence in answer["changes"]:
+        present(plain(f"  {sentence}"))
+
+
+@app.command()
 def convert(file: PipelineFile) -> None:
     """Convert a file of pipelines, such as the platform's with its `steps`, to BCS's format, and print it.
 
@@ -129,7 +166,7 @@ def graph(
     ] = None,
     form: Annotated[GraphFormat, typer.Option("--format", help="The language of the graph.")] = GraphFormat.MERMAID,
 ) -> None:
-    """Print phases and their dependencies as a graph: text for Mermaid or Graphviz."""
+    """Print phases and their dependencies as a graph: text for Mermaid or Graphviz, or an SVG picture."""
     definitions = _definitions()
     phases = definitions.phases.values() if name is None else definitions.plan(name)
     typer.echo(_WRITERS[form](phases))
@@ -139,22 +176,9 @@ def _definitions() -> PipelineDefinitions:
     return pipelines_of(load_settings())
 
 
+def _named(definitions: Mapping[str, str | None]) -> str:
+    return " ".join(part for part in (definitions["version"], definitions["hash"]) if part)
+
+
 def _kind(definitions: PipelineDefinitions, name: str) -> str:
     return "pipeline" if name in definitions.pipelines else "phase"
-
-
-def _document(definitions: PipelineDefinitions, name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "kind": _kind(definitions, name),
-        "phases": [
-            {
-                "name": phase.name,
-                "requires": phase.requires,
-                "needs_prompt": phase.needs_prompt,
-                "rerun_with_dependencies": phase.rerun_with_dependencies,
-                "complete_when": phase.complete_when.value,
-            }
-            for phase in definitions.plan(name)
-        ],
-    }

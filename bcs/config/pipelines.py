@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import date
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bcs.config.settings import InvalidSettings, Settings
 from bcs.domain.law import CompleteWhen
-from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
+from bcs.domain.pipelines import PHASE_NAME, Phase, Pipeline, PipelineDefinitions
 from bcs.errors import ConfigurationError, DependenciesDiffer, DuplicateName, UnreadableConfiguration, os_reason
 
+
+def _as_written(version: object) -> object:
+    # YAML reads 7 and 2026-11-29 without quotes as a number and a date. A number such as 1.10 has lost a digit.
+    if isinstance(version, float):
+        raise ValueError("write it in quotes, because 1.10 as a number is 1.1")  # noqa: TRY004 (pydantic's way)
+    return str(version) if type(version) in (int, date) else version
+
+
 # Phase names become parts of keys, labels and file names.
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Name = Annotated[str, Field(pattern=f"^{PHASE_NAME}$")]
+
+
+# It becomes a label of a metric, and a part of a header.
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/+-]{0,63}$"), BeforeValidator(_as_written)]
 
 
 class _Strict(BaseModel):
@@ -34,10 +47,18 @@ class _Phase(_Strict):
 
 class _Pipeline(_Strict):
     name: Name
-    phases: Annotated[list[Name], Field(min_length=1)]
+    pipelines: list[Name] = []
+    phases: Annotated[list[Name], Field(min_length=1)] = []
+
+    @model_validator(mode="after")
+    def _has_members(self) -> Self:
+        if not self.phases and not self.pipelines:
+            raise ValueError("it must list `phases` or `pipelines`")
+        return self
 
 
 class _File(_Strict):
+    version: Version | None = None
     phases: Annotated[list[_Phase], Field(min_length=1)]
     pipelines: list[_Pipeline] = []
 
@@ -52,12 +73,14 @@ class _DraftPhase(_Phase):
 
 
 class _DraftPipeline(_Pipeline):
-    phases: Annotated[_FewNames, Field(min_length=1)]
+    pipelines: _FewNames = []
+    phases: Annotated[_FewNames, Field(min_length=1)] = []
 
 
 class DraftFile(_Strict):
     """Definitions in a request, in the format of the pipeline file, of limited size."""
 
+    version: Version | None = None
     phases: Annotated[list[_DraftPhase], Field(min_length=1, max_length=MOST_DRAFT_PHASES, fail_fast=True)]
     pipelines: Annotated[list[_DraftPipeline], Field(max_length=MOST_DRAFT_PHASES, fail_fast=True)] = []
 
@@ -122,7 +145,7 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
             for problem in error.errors(include_url=False, include_input=False, include_context=False)
         )
         raise UnreadableConfiguration(str(path), *problems) from None
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         # PyYAML also raises errors of Python's own constructors.
         raise UnreadableConfiguration(str(path), " ".join(str(error).split())) from None
 
@@ -141,8 +164,13 @@ def pipelines_yaml(definitions: PipelineDefinitions) -> str:
         )
         for phase in definitions.phases.values()
     ]
-    pipelines = [_Pipeline(name=one.name, phases=list(one.phases)) for one in definitions.pipelines.values()]
-    document = _File(phases=phases, pipelines=pipelines).model_dump(mode="json", exclude_defaults=True)
+    pipelines = [
+        _Pipeline(name=one.name, pipelines=list(one.pipelines), **({"phases": list(one.phases)} if one.phases else {}))
+        for one in definitions.pipelines.values()
+    ]
+    document = _File(version=definitions.identity.version, phases=phases, pipelines=pipelines).model_dump(
+        mode="json", exclude_defaults=True
+    )
     text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
     return text
 
@@ -159,7 +187,8 @@ def _definitions(file: _File | DraftFile) -> PipelineDefinitions:
             )
             for phase in file.phases
         ),
-        (Pipeline(pipeline.name, tuple(pipeline.phases)) for pipeline in file.pipelines),
+        (Pipeline(one.name, tuple(one.phases), tuple(one.pipelines)) for one in file.pipelines),
+        version=file.version,
     )
 
 

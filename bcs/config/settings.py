@@ -127,6 +127,11 @@ class Settings(CommandSettings):
     pipeline_config_path: Path | None = Field(
         None, description="the file of pipelines; if unset, those that ship with BCS"
     )
+    keep_unknown_phases: bool = Field(
+        False,
+        description="keep facts about phases that neither the pipeline file nor the platform's list has, instead of "
+        "a dead letter: for the time in which replicas have different pipeline files",
+    )
     secrets_dir: Path | None = Field(
         None,
         description="a directory with a file for each secret, named as its variable, as Kubernetes mounts a secret; "

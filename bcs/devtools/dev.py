@@ -138,7 +138,9 @@ class _Runs:
         with single_keys():
             while True:
                 self._restart = False
-                exit_code = await run_until_signalled(self.settings, definitions, self._accompany)
+                exit_code = await run_until_signalled(
+                    self.settings, definitions, reloads_on_hangup=False, alongside=self._accompany
+                )
                 if not self._restart or exit_code != EXIT_STOPPED:
                     return exit_code
                 definitions = self._definitions_now(definitions)

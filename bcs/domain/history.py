@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from hashlib import blake2b
 from uuid import UUID
 
+from bcs.domain.definitions_version import DefinitionsVersion
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, PhaseInvalidated, PhaseOutcome
 from bcs.domain.resolution import Reason
 from bcs.domain.resolve_options import PLAIN, ResolveOptions
@@ -77,6 +78,7 @@ class PipelineResolved:
     :param source: where the summary was read: `redis` or `postgresql`.
     :param registered: whether the batch was registered; None in older entries, which do not have this field.
     :param options: what the caller forced or left out.
+    :param definitions: names the definitions that decided; None in older entries.
     """
 
     entry_id: UUID
@@ -91,6 +93,7 @@ class PipelineResolved:
     source: str
     registered: bool | None = None
     options: ResolveOptions = PLAIN
+    definitions: DefinitionsVersion | None = None
 
 
 HistoryEntry = FactsRecorded | PipelineResolved

@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
 
+from bcs.domain.definitions_version import DefinitionsVersion, content_hash_of
 from bcs.domain.law import CompleteWhen, CompletionLaw
-from bcs.errors import DependencyCycle, DuplicateName, UnknownDependency, UnknownPipeline
+from bcs.errors import (
+    DependencyCycle,
+    DuplicateName,
+    PipelineCycle,
+    UnknownDependency,
+    UnknownMember,
+    UnknownPipeline,
+)
 
 PLATFORM_PHASES = frozenset({"spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching"})
 """The phases that the platform's services report on, whether or not a pipeline here uses them."""
+
+
+PHASE_NAME = r"[a-z][a-z0-9_]{0,62}"
+"""A regular expression for the names of phases and pipelines."""
+
+_is_phase_name = re.compile(PHASE_NAME).fullmatch
+
+
+class PhaseNames:
+    """Decides which phases facts may be about.
+
+    Other replicas may have definitions with more phases, and a later version of these definitions may have them.
+
+    :param defined: the phases of the definitions.
+    :param keep_unknown: facts may be about any phase.
+    :ivar known: the phases of the definitions and of the platform, in order.
+    """
+
+    def __init__(self, defined: Iterable[str], *, keep_unknown: bool = False) -> None:
+        self.known = tuple(sorted(PLATFORM_PHASES.union(defined)))
+        self._known = frozenset(self.known)
+        self._keep_unknown = keep_unknown
+
+    def __contains__(self, name: str) -> bool:
+        """True if facts may be about this phase."""
+        return name in self._known or (self._keep_unknown and _is_phase_name(name) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +70,15 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A named list of phases; resolution adds the phases that these require."""
+    """A named list of phases; resolution adds the phases that these require.
+
+    :param phases: its own phases, after those of the other pipelines.
+    :param pipelines: other pipelines, or phases, whose phases this pipeline has, too.
+    """
 
     name: str
     phases: tuple[str, ...]
+    pipelines: tuple[str, ...] = ()
 
 
 class PipelineDefinitions:
@@ -47,12 +87,18 @@ class PipelineDefinitions:
     :param phases: their order breaks ties between phases that could run next.
     :param pipelines: besides these, every phase is a pipeline of its own name. A pipeline with a phase's name
         replaces that one, and must contain the phase.
+    :param version: the version in the file; None where the file has none.
     :raises DuplicateName: a name is defined twice.
     :raises UnknownDependency: a phase or pipeline names a phase that is not defined.
+    :raises UnknownMember: a pipeline names a pipeline that is not defined.
     :raises DependencyCycle: phases depend on each other in a cycle.
+    :raises PipelineCycle: pipelines contain each other in a cycle.
+    :ivar identity: the version, and the hash of the content.
     """
 
-    def __init__(self, phases: Iterable[Phase], pipelines: Iterable[Pipeline] = ()) -> None:
+    def __init__(
+        self, phases: Iterable[Phase], pipelines: Iterable[Pipeline] = (), *, version: str | None = None
+    ) -> None:
         by_name: dict[str, Phase] = {}
         for phase in phases:
             if phase.name in by_name:
@@ -65,17 +111,14 @@ class PipelineDefinitions:
         for pipeline in pipelines:
             if pipeline.name in named:
                 raise DuplicateName(pipeline.name, "pipelines")
-            if pipeline.name in by_name and pipeline.name not in pipeline.phases:
-                raise DuplicateName(pipeline.name, "phases and pipelines")
             named[pipeline.name] = pipeline
-            for position, name in enumerate(pipeline.phases):
-                if name not in by_name:
-                    raise UnknownDependency(pipeline.name, name)
-                if name in pipeline.phases[:position]:
-                    raise DuplicateName(name, f"pipeline {pipeline.name!r}")
-            plans[pipeline.name] = self._order(pipeline.phases)
         self.pipelines: Mapping[str, Pipeline] = MappingProxyType(named)
+        for name, members in self._members().items():
+            if name in by_name and name not in members:
+                raise DuplicateName(name, "phases and pipelines")
+            plans[name] = self._order(members)
         self._plans: Mapping[str, tuple[Phase, ...]] = MappingProxyType(plans)
+        self.identity = DefinitionsVersion(version, _hash(by_name, plans))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,6 +175,35 @@ class PipelineDefinitions:
         except CycleError as error:
             raise DependencyCycle(tuple(error.args[1])) from None
 
+    def _members(self) -> dict[str, tuple[str, ...]]:
+        """Each pipeline to its phases and those of the pipelines that it names, without what these require."""
+        for pipeline in self.pipelines.values():
+            for position, name in enumerate(pipeline.phases):
+                if name not in self.phases:
+                    raise UnknownDependency(pipeline.name, name)
+                if name in pipeline.phases[:position]:
+                    raise DuplicateName(name, f"pipeline {pipeline.name!r}")
+            for position, name in enumerate(pipeline.pipelines):
+                if name not in self.pipelines and name not in self.phases:
+                    raise UnknownMember(pipeline.name, name)
+                if name in pipeline.pipelines[:position]:
+                    raise DuplicateName(name, f"the pipelines of {pipeline.name!r}")
+        nested = {
+            pipeline.name: [name for name in pipeline.pipelines if name in self.pipelines]
+            for pipeline in self.pipelines.values()
+        }
+        try:
+            inner_first = tuple(TopologicalSorter(nested).static_order())
+        except CycleError as error:
+            # graphlib names the cycle from the inner pipeline to the outer one.
+            raise PipelineCycle(tuple(reversed(error.args[1]))) from None
+        found: dict[str, tuple[str, ...]] = {}
+        for outer in inner_first:
+            pipeline = self.pipelines[outer]
+            named = [name for inner in pipeline.pipelines for name in found.get(inner, (inner,))]
+            found[outer] = tuple(dict.fromkeys([*named, *pipeline.phases]))
+        return {name: found[name] for name in self.pipelines}
+
     def _order(self, wanted: tuple[str, ...]) -> tuple[Phase, ...]:
         """Kahn's algorithm; of the phases that could run next, the first in the configuration runs next.
 
@@ -160,3 +232,24 @@ class PipelineDefinitions:
                     if waiting_for[dependent] == 0:
                         heapq.heappush(ready, (rank[dependent], dependent))
         return tuple(order)
+
+
+def _hash(phases: Mapping[str, Phase], plans: Mapping[str, tuple[Phase, ...]]) -> str:
+    defaults = Phase("")
+    return content_hash_of(
+        {
+            name: {
+                "requires": sorted(phase.requires),
+                **{
+                    option: getattr(phase, option)
+                    for option in _OPTIONS
+                    if getattr(phase, option) != getattr(defaults, option)
+                },
+            }
+            for name, phase in phases.items()
+        },
+        {name: [phase.name for phase in plan] for name, plan in plans.items()},
+    )
+
+
+_OPTIONS = ("needs_prompt", "rerun_with_dependencies", "complete_when")

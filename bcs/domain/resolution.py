@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
+from bcs.domain.definitions_version import DefinitionsVersion
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, PipelineDefinitions
 from bcs.domain.progress import BatchSummary, PhaseProgress
@@ -70,6 +71,7 @@ class Resolution:
     :param registered: True if the batch was registered; else only the essays seen so far can be counted.
     :param known: how many essays are known.
     :param expected: how many essays the batch was registered with; None where it was not registered.
+    :param definitions: names the definitions that decided.
     """
 
     pipeline: str
@@ -77,6 +79,8 @@ class Resolution:
     registered: bool = True
     known: int = 0
     expected: int | None = None
+    _: KW_ONLY
+    definitions: DefinitionsVersion
 
     @property
     def to_run(self) -> tuple[str, ...]:
@@ -149,7 +153,14 @@ def resolve(
         decisions[phase.name] = _decide(phase, summary, selection, options, decisions)
     if len(selection.selected) < len(selection.plan):
         _check_left_out(selection, decisions, summary, options)
-    return Resolution(requested, tuple(decisions.values()), summary.registered, summary.known, summary.expected)
+    return Resolution(
+        requested,
+        tuple(decisions.values()),
+        summary.registered,
+        summary.known,
+        summary.expected,
+        definitions=definitions.identity,
+    )
 
 
 def _decide(

@@ -277,6 +277,16 @@ class RecordedDecision(TypedDict):
 
 
 @described
+class DefinitionsVersion(TypedDict):
+    """Names pipeline definitions."""
+
+    version: str | None
+    """The version in the file; null where the file has none."""
+    hash: str
+    """Definitions with the same hash decide every request in the same way."""
+
+
+@described
 class ResolutionEntry(TypedDict):
     """A caller asked which phases of a pipeline are still to run, and BCS answered."""
 
@@ -291,6 +301,8 @@ class ResolutionEntry(TypedDict):
     decisions: Sequence[RecordedDecision]
     registered: bool | None
     """Null in entries of older releases."""
+    definitions: DefinitionsVersion | None
+    """The pipeline definitions that decided. Null in entries of older releases."""
     state_version: int
     source: str
     options: NotRequired[Mapping[str, str | Sequence[str]]]
@@ -385,6 +397,88 @@ class Checks(TypedDict):
 
 
 @described
+class DefinedPhase(TypedDict):
+    """A phase of a pipeline, with its options."""
+
+    name: str
+    requires: Sequence[str]
+    needs_prompt: bool
+    rerun_with_dependencies: bool
+    complete_when: CompleteWhen
+
+
+@described
+class DefinedPipeline(TypedDict):
+    """A name that can be requested."""
+
+    name: str
+    kind: Literal["phase", "pipeline"]
+    pipelines: Sequence[str]
+    """The pipelines that the pipeline file names in this one."""
+    phases: Sequence[DefinedPhase]
+    """In the order in which they run, with all phases that these require."""
+
+
+@described
+class Pipelines(TypedDict):
+    """All names that can be requested."""
+
+    definitions: DefinitionsVersion
+    pipelines: Sequence[DefinedPipeline]
+
+
+@described
+class OptionChange(TypedDict):
+    """An option of a phase that both definitions have."""
+
+    phase: str
+    option: str
+    before: bool | str | Sequence[str]
+    after: bool | str | Sequence[str]
+
+
+@described
+class PlanChange(TypedDict):
+    """The phases of a name that can be requested, in the order in which they run."""
+
+    pipeline: str
+    before: Sequence[str] | None
+    """Null where the name is new."""
+    after: Sequence[str] | None
+    """Null where the name is gone."""
+
+
+@described
+class Difference(TypedDict):
+    """What definitions change."""
+
+    phases_added: Sequence[str]
+    phases_removed: Sequence[str]
+    options_changed: Sequence[OptionChange]
+    pipelines_changed: Sequence[PlanChange]
+    changes: Sequence[str]
+    """Each change as a sentence."""
+
+
+@described
+class DefinitionsReloaded(Difference):
+    """The definitions of the pipeline file are in use."""
+
+    status: Literal["reloaded", "unchanged"]
+    definitions: DefinitionsVersion
+    before: DefinitionsVersion
+
+
+@described
+class DefinitionsInUse(DefinitionsVersion):
+    """The pipeline definitions in use."""
+
+    loaded_at: Timestamp
+    problem: str | None
+    """Why the last reload was refused, so that older definitions stay in use."""
+
+
+@described
 class Health(TypedDict):
     """The health of this process and of its dependencies."""
 
@@ -396,6 +490,7 @@ class Health(TypedDict):
     dependencies: Dependencies
     credentials: Mapping[str, str]
     """The files of tokens and certificates that can't be used now, by their setting, and why."""
+    definitions: DefinitionsInUse
     waits: Mapping[str, Sequence[Wait]]
     """What publisher, archive, batches and intake wait to do."""
     environment: Environment

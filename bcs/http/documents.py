@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
+from bcs.domain.definitions_difference import Difference
+from bcs.domain.definitions_version import DefinitionsVersion
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved, Position
+from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import BlockingEssay, PhaseExplanation
 from bcs.domain.resolve_options import PLAIN
 from bcs.domain.slices import SLICE, Sliced, in_slices
@@ -263,12 +266,62 @@ def _resolution(number: int, entry: PipelineResolved) -> answers.ResolutionEntry
             for decision in entry.decisions
         ],
         "registered": entry.registered,
+        "definitions": definitions_version(entry.definitions) if entry.definitions else None,
         "state_version": entry.version,
         "source": entry.source,
     }
     if entry.options is not PLAIN:
         document["options"] = entry.options.given()
     return document
+
+
+def definitions_version(of: DefinitionsVersion) -> answers.DefinitionsVersion:
+    """The name of definitions."""
+    return {"version": of.version, "hash": of.content_hash}
+
+
+def pipelines_document(definitions: PipelineDefinitions) -> answers.Pipelines:
+    """All names that can be requested."""
+    return {
+        "definitions": definitions_version(definitions.identity),
+        "pipelines": [pipeline_document(definitions, name) for name in definitions.names],
+    }
+
+
+def pipeline_document(definitions: PipelineDefinitions, name: str) -> answers.DefinedPipeline:
+    """A name that can be requested, with its phases in order."""
+    pipeline = definitions.pipelines.get(name)
+    return {
+        "name": name,
+        "kind": "phase" if pipeline is None else "pipeline",
+        "pipelines": [] if pipeline is None else pipeline.pipelines,
+        "phases": [
+            {
+                "name": phase.name,
+                "requires": phase.requires,
+                "needs_prompt": phase.needs_prompt,
+                "rerun_with_dependencies": phase.rerun_with_dependencies,
+                "complete_when": phase.complete_when,
+            }
+            for phase in definitions.plan(name)
+        ],
+    }
+
+
+def difference_document(found: Difference) -> answers.Difference:
+    """What definitions change."""
+    return {
+        "phases_added": found.phases_added,
+        "phases_removed": found.phases_removed,
+        "options_changed": [
+            {"phase": one.phase, "option": one.option, "before": one.before, "after": one.after}
+            for one in found.options
+        ],
+        "pipelines_changed": [
+            {"pipeline": one.pipeline, "before": one.before, "after": one.after} for one in found.plans
+        ],
+        "changes": list(found.sentences()),
+    }
 
 
 def position_document(position: Position | None) -> answers.KafkaPosition | None:

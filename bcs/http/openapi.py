@@ -22,9 +22,18 @@ from bcs.http import answers
 from bcs.http.explanation_answers import ResolvedWithOptions
 from bcs.http.guard import CORRELATION_HEADER
 from bcs.http.identity import Scope
-from bcs.http.parameters import BATCHES, DefineQuery, EssaysQuery, ExplainQuery, HistoryQuery
+from bcs.http.parameters import (
+    BATCHES,
+    PIPELINES,
+    DefineQuery,
+    EssaysQuery,
+    ExplainQuery,
+    GraphQuery,
+    HistoryQuery,
+)
 from bcs.http.problems import TITLES, Kind
 from bcs.http.requests import Body, CompletePhase, DefinePipeline
+from bcs.http.routes.definitions import DOT_TYPE, MERMAID_TYPE, SVG_TYPE
 from bcs.wire.events import Identifier
 
 OPENAPI: Final = "/openapi.json"
@@ -38,8 +47,8 @@ _PROBLEM_JSON = "application/problem+json"
 _SCOPES = {
     Scope.RESOLVE: "ask which phases a batch still needs",
     Scope.REPORT: "report a phase",
-    Scope.READ: "read batches, histories and actors",
-    Scope.OPERATE: "kill actors",
+    Scope.READ: "read batches, histories, pipelines and actors",
+    Scope.OPERATE: "kill actors, and reload the pipeline file",
 }
 
 STATUSES: Mapping[Kind, HTTPStatus] = {
@@ -47,6 +56,7 @@ STATUSES: Mapping[Kind, HTTPStatus] = {
     "chaos-disabled": HTTPStatus.FORBIDDEN,
     "content-too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "deadline": HTTPStatus.SERVICE_UNAVAILABLE,
+    "definitions-refused": HTTPStatus.CONFLICT,
     "draining": HTTPStatus.SERVICE_UNAVAILABLE,
     "expectation-failed": HTTPStatus.EXPECTATION_FAILED,
     "forbidden": HTTPStatus.FORBIDDEN,
@@ -105,7 +115,7 @@ _WITH_BODY: tuple[Kind, ...] = ("invalid-request", "body-too-late", "content-too
 class _Call:
     """One method of one path.
 
-    :param answers: the type of the body for each status that is no problem; text where it is no JSON.
+    :param answers: the type of the body for each status that is no problem; a media type, or several, for other text.
     :param problems: the problems of this call, besides those that each call has.
     :param public: True for a call that needs no token and has no rate.
     :param scope: the scope that the caller's token needs; None where any known caller may call.
@@ -166,6 +176,45 @@ _CALLS = (
         },
         headers=_TRACE,
         leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY, "explainPipeline": _OF_BODY_WITH_PIPELINE},
+    ),
+    _Call(
+        method="get",
+        path=PIPELINES,
+        name="listPipelines",
+        summary="List the pipelines and phases that can be requested",
+        answers={HTTPStatus.OK: answers.Pipelines},
+        scope=Scope.READ,
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
+        path=f"{PIPELINES}/{{name}}/graph",
+        name="drawPipeline",
+        summary="Draw the phases of a pipeline, with the state of a batch in colours",
+        answers={HTTPStatus.OK: (MERMAID_TYPE, DOT_TYPE, SVG_TYPE)},
+        problems=("invalid-request", "unknown-pipeline", "unknown-batch", "unavailable"),
+        scope=Scope.READ,
+        query=GraphQuery,
+        path_parameters={
+            "name": {
+                "type": "string",
+                "minLength": 1,
+                "examples": ["ai_feedback"],
+                "description": "A phase or a pipeline of the configuration.",
+            }
+        },
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="post",
+        path=f"{PIPELINES}/reload",
+        name="reloadPipelines",
+        summary="Read the pipeline file again, and use it if it is valid",
+        answers={HTTPStatus.OK: answers.DefinitionsReloaded},
+        problems=("definitions-refused",),
+        scope=Scope.OPERATE,
+        headers=_CORRELATION,
+        leads_to={"listPipelines": {}},
     ),
     _Call(
         method="post",
@@ -347,7 +396,7 @@ class _Schemas:
     """
 
     def __init__(self) -> None:
-        bodies = [body for call in _CALLS for body in call.answers.values() if not isinstance(body, str)]
+        bodies = [body for call in _CALLS for body in call.answers.values() if not isinstance(body, str | tuple)]
         inputs = {body: (body, "serialization", TypeAdapter(body)) for body in [*bodies, answers.Problem]}
         inputs |= {call.body: (call.body, "validation", TypeAdapter(call.body)) for call in _CALLS if call.body}
         schemas, definitions = TypeAdapter.json_schemas(
@@ -396,11 +445,15 @@ def _answer(
 
     :param problem: the response that is a problem, where there is one with the same status.
     """
-    media_type, schema = (body, {"type": "string"}) if isinstance(body, str) else (_JSON, schemas.of(body))
+    if isinstance(body, str | tuple):
+        media_types = (body,) if isinstance(body, str) else body
+        content = {media_type: {"schema": {"type": "string"}} for media_type in media_types}
+    else:
+        content = {_JSON: {"schema": schemas.of(body)}}
     answer: dict[str, Any] = {
         "description": status.phrase,
         "headers": {CORRELATION_HEADER: _CORRELATION_REFERENCE},
-        "content": {media_type: {"schema": schema}},
+        "content": content,
     }
     if problem:
         answer["content"][_PROBLEM_JSON] = {"schema": schemas.of(answers.Problem)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated, Literal
 from urllib.parse import quote, unquote_to_bytes
 
@@ -12,6 +13,7 @@ from bcs.http.requests import Body, BodyT, InvalidField, InvalidParameters, name
 from bcs.wire.events import Identifier
 
 BATCHES = "/internal/v1/batches"
+PIPELINES = "/internal/v1/pipelines"
 MOST_ENTRIES = 500
 USUAL_ENTRIES = 50
 MOST_ESSAYS = 5000
@@ -61,6 +63,24 @@ class DefineQuery(Body):
     """
 
     explain: Literal["true", "false", "full"] | None = None
+
+
+class GraphFormat(StrEnum):
+    """The languages for graphs."""
+
+    MERMAID = "mermaid"
+    DOT = "dot"
+    SVG = "svg"
+
+
+class GraphQuery(Body):
+    """The graph that the caller requests.
+
+    :param batch: the id of the batch whose state gives the phases their colours; None for none.
+    """
+
+    format: GraphFormat = GraphFormat.MERMAID
+    batch: Identifier | None = None
 
 
 def parse_query(model: type[BodyT], query: Iterable[tuple[str, str]]) -> BodyT:

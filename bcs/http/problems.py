@@ -12,6 +12,7 @@ from aiohttp import web
 from bcs.domain.times import format_timestamp
 from bcs.errors import (
     ClocksDiffer,
+    DefinitionsRefused,
     IntakeBehind,
     NeededPhasesLeftOut,
     PromptRequired,
@@ -32,6 +33,7 @@ Kind = Literal[
     "chaos-disabled",
     "content-too-large",
     "deadline",
+    "definitions-refused",
     "draining",
     "expectation-failed",
     "forbidden",
@@ -65,6 +67,7 @@ TITLES: Mapping[Kind, str] = {
     "chaos-disabled": "Actors may not be killed",
     "content-too-large": "The request body is too large",
     "deadline": "No answer in time",
+    "definitions-refused": "The pipeline file can't be used",
     "draining": "The service is stopping",
     "expectation-failed": "The expectation is not supported",
     "forbidden": "The caller may not do this",
@@ -170,6 +173,11 @@ def invalid_fields(error: InvalidRequest) -> Problem:
     return Problem(HTTPStatus.BAD_REQUEST, "invalid-request", f"invalid: {named}", extensions)
 
 
+def unknown_batch() -> Problem:
+    """404: nothing is known of the batch."""
+    return Problem(HTTPStatus.NOT_FOUND, "unknown-batch", "the batch is unknown: no event named it, or it has expired")
+
+
 def fault() -> Problem:
     """500: the service has failed."""
     return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a fault in this service; it has been logged")
@@ -183,6 +191,10 @@ def problem_of(error: Exception) -> Problem | None:
         return Problem(
             HTTPStatus.CONFLICT, "prompt-required", str(error), {"phases_needing_prompt": list(error.phases)}
         )
+    if isinstance(error, DefinitionsRefused):
+        extensions = {"problems": list(error.problems), "in_use": error.in_use}
+        detail = "the pipeline file can't be used, so the definitions in use stay in use"
+        return Problem(HTTPStatus.CONFLICT, "definitions-refused", detail, extensions)
     if isinstance(error, UnknownPhases):
         expectation = error.expectation(error.known)
         return invalid_fields(InvalidBody((InvalidField(error.option, expectation),)))

@@ -26,10 +26,11 @@ from bcs.http.descriptors import most_connections
 from bcs.http.guard import Handler, RequestGuard, not_found, unexpected
 from bcs.http.identity import Scope
 from bcs.http.openapi import OPENAPI
-from bcs.http.parameters import BATCHES
+from bcs.http.parameters import BATCHES, PIPELINES
 from bcs.http.reloaded import Reloaded, keep_fresh
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import describe
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.health import HealthHandlers
@@ -107,6 +108,7 @@ class HttpServer:
     known: Reloaded[KnownCallers] | None
     tls: Reloaded[ServerTls] | None
     pipelines: PipelineHandlers
+    definitions: DefinitionHandlers
     batches: BatchHandlers
     explanations: ExplanationHandlers
     health: HealthHandlers
@@ -257,6 +259,9 @@ class HttpServer:
         if all_else:
             add("POST", "/internal/v1/pipelines/define", self.pipelines.define, scope=Scope.RESOLVE, reads_body=True)
             add("POST", "/internal/v1/phases/complete", self.pipelines.complete, scope=Scope.REPORT, reads_body=True)
+            add("GET", PIPELINES, self.definitions.show, scope=Scope.READ)
+            add("GET", f"{PIPELINES}/{{name:[^/]+}}/graph", self.definitions.graph, scope=Scope.READ)
+            add("POST", f"{PIPELINES}/reload", self.definitions.reload, scope=Scope.OPERATE)
             # The pattern is needed: "{id}" alone does not match braces.
             add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)
             add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)

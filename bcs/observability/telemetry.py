@@ -28,6 +28,9 @@ LOG_RECORDS_DROPPED = Counter(
 CONNECTIONS_PER_ADDRESS, NEW_BATCHES, RATE = "connections_per_address", "new_batches", "rate"
 """The limits for each caller, as a label of `Telemetry.http_limited`."""
 
+RELOADED, UNCHANGED, REFUSED = "reloaded", "unchanged", "refused"
+"""The outcomes of a reload of the pipeline definitions, as a label of `Telemetry.definitions_reloads`."""
+
 CIRCUIT_STATES = {"closed": 0, "half_open": 1, "open": 2}
 
 
@@ -56,6 +59,23 @@ class Telemetry:
                 ["phase"],
                 registry=registry,
             ).labels
+        )
+        self.definitions_info = Gauge(
+            "bcs_pipeline_definitions_info",
+            "1 for the pipeline definitions in use: the version in their file, and the hash of their content.",
+            ["version", "hash"],
+            registry=registry,
+        )
+        self.definitions_reloads = Counter(
+            "bcs_pipeline_definitions_reloads_total",
+            "Reloads of the pipeline definitions by outcome.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.definitions_outdated = Gauge(
+            "bcs_pipeline_definitions_outdated",
+            "1 if the last reload was refused, so that older pipeline definitions stay in use.",
+            registry=registry,
         )
         self.http_requests = Counter(
             "bcs_http_requests_total", "HTTP requests.", ["method", "endpoint", "status_code"], registry=registry
@@ -237,6 +257,8 @@ class Telemetry:
         # Series that alerts look at exist from the start: an increase from nothing to one would not be seen.
         for status in ("success", "failure"):
             self.resolutions(status)
+        for outcome in (RELOADED, UNCHANGED, REFUSED):
+            self.definitions_reloads.labels(outcome)
         for topic in topics.CONSUMED:
             for reason in get_args(DeadLetterReason):
                 self.dead_letters.labels(topic, reason)

@@ -63,7 +63,7 @@ class RequestFailed(BcsError):
     def __init__(self, status: int, problem: Mapping[str, Any], retry_after: str | None) -> None:
         parts = [f"{status} {_phrase(status)}: {problem.get('detail')}"]
         parts += [f"{error['field']}: {error['problem']}" for error in problem.get("errors", ())]
-        parts += problem.get("warnings", ())
+        parts += [*problem.get("problems", ()), *problem.get("warnings", ())]
         parts += _ADVICE.get(status, ())
         parts += [f"try again in {retry_after} s"] if retry_after else []
         parts += [f"correlation id {problem['correlation_id']}"] if "correlation_id" in problem else []

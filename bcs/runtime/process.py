@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -17,10 +18,10 @@ from bcs import __version__
 from bcs.config.settings import Environment, Settings
 from bcs.config.unknown import unknown_secret_files, unknown_variables
 from bcs.domain.pipelines import PipelineDefinitions
-from bcs.errors import DatabaseUnusable, RedisUnusable
+from bcs.errors import DatabaseUnusable, DefinitionsRefused, RedisUnusable
 from bcs.http.access import CALLERS_UNKNOWN
 from bcs.runtime.last_resort import exit_after
-from bcs.runtime.signals import held, hold, stop_signals
+from bcs.runtime.signals import held, hold, stop_signals, terminal_closed
 from bcs.runtime.tree import Service
 from bcs.supervision import RestartIntensityExceeded
 
@@ -55,13 +56,17 @@ def warn_of_unknown_callers(settings: Settings) -> None:
 async def run_until_signalled(
     settings: Settings,
     definitions: PipelineDefinitions,
+    *,
+    reloads_on_hangup: bool,
     alongside: Callable[[Service, Callable[[], bool]], Coroutine[Any, Any, None]] | None = None,
 ) -> int:
-    """Run a service until SIGTERM, SIGINT or SIGHUP; a second signal stops it at once.
+    """Run a service until SIGTERM or SIGINT, or until its terminal is closed; a second signal stops it at once.
 
     A signal that was held before the call counts. When this returns, signals are held again, because the process is
     about to end.
 
+    :param reloads_on_hangup: SIGHUP lets the service read its pipeline file again, unless the terminal was closed; else
+        SIGHUP stops the service.
     :param alongside: runs once everything has started, and is cancelled when a stop is requested. Its arguments are the
         service, and a function that requests a stop as a signal does; that function returns False if a stop was
         requested before.
@@ -89,6 +94,10 @@ async def run_until_signalled(
     async with anyio.create_task_group() as group:
 
         def on_signal(received: signal.Signals) -> None:
+            if received == signal.SIGHUP and reloads_on_hangup and not terminal_closed():
+                if not stop.is_set():
+                    group.start_soon(reload)
+                return
             if stop.is_set():
                 log.warning("stopping_immediately", signal=received.name)
                 end_by_force_after(_LAST_RESORT_EXTRA_SECONDS, EXIT_STOPPED_AT_ONCE)
@@ -103,6 +112,10 @@ async def run_until_signalled(
             end_by_force_after(settings.shutdown_seconds + _LAST_RESORT_EXTRA_SECONDS, EXIT_FAILED)
             stop.set()
             return True
+
+        async def reload() -> None:
+            with suppress(DefinitionsRefused):  # it is in the log, and the service goes on
+                await service.definitions.reload(signal.SIGHUP.name)
 
         async def watch_signals(*, task_status: anyio.abc.TaskStatus[None]) -> None:
             try:

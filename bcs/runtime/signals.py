@@ -1,4 +1,4 @@
-"""Handles the signals that request a stop, from the start of the process.
+"""Handles the signals that request a stop or a reload, from the start of the process.
 
 This module imports nothing that takes time, because it runs before all other imports. Without a handler such a signal
 ends a process in the middle of its work. Process 1 of a container ignores the signal without a handler.
@@ -16,6 +16,23 @@ _held: list[signal.Signals] = []
 _original_handlers: dict[signal.Signals, Any] = {}
 # What a shell reports for a process that a signal has ended.
 _EXIT_BY_SIGNAL = 128
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+# Asked before anything can have closed the terminal.
+_HAD_TERMINAL = _has_terminal()
+
+
+def terminal_closed() -> bool:
+    """True if the terminal of this process was closed, which is the other reason for a SIGHUP."""
+    return _HAD_TERMINAL and not _has_terminal()
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
@@ -39,11 +56,20 @@ def held() -> Sequence[signal.Signals]:
 def leave_at_once(exit_code: int) -> None:
     """From now on such a signal ends the process at once. Use this while there is nothing to stop in order.
 
-    A signal that was held ends the process now.
+    A signal that was held ends the process now. A SIGHUP that asks for a reload is held.
     """
-    _handle(lambda _number, _frame: os._exit(exit_code))
-    if _held:
-        os._exit(exit_code)
+    early = tuple(_held)
+    _held.clear()
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and not terminal_closed():
+            _held.append(signal.SIGHUP)
+        else:
+            os._exit(exit_code)
+
+    _handle(leave)
+    for number in early:
+        leave(number, None)
 
 
 def release() -> None:

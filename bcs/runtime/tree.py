@@ -28,13 +28,16 @@ from bcs.actors.publisher import Publisher
 from bcs.actors.redis_probe import RedisStatus, problem_of_redis
 from bcs.actors.runtime import Runtime
 from bcs.actors.waking_outbox import WakingOutbox
+from bcs.config.pipelines import pipelines_of
 from bcs.config.settings import Settings
-from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.domain.law import CompletionLaw
+from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import BatchSummary
 from bcs.domain.token_buckets import TokenBuckets
 from bcs.http.access import callers_of
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
@@ -58,10 +61,10 @@ from bcs.supervision import (
     Supervisor,
     run_tree,
 )
+from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader, SnapshotReader
 from bcs.usecases.explain_pipeline import PipelineExplainer
-from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.usecases.new_batches import NewBatches
 from bcs.usecases.report_phase import PhaseReporter
 from bcs.usecases.resolve_pipeline import PipelineResolver
@@ -106,11 +109,11 @@ class Service:
             new_id=uuid.uuid4,
         )
         self._gave_up = gave_up
-        self._definitions = definitions
-        self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
-        self._law = definitions.law(require_registration=settings.require_registration)
+        self.definitions = ActiveDefinitions(definitions, runtime=self._runtime, load=partial(pipelines_of, settings))
         self._known_callers, self._tls = callers_of(settings), tls_of(settings)
-        self.persistence = open_persistence(settings, law=self._law, summary_made=self._store_summary)
+        self.persistence = open_persistence(
+            settings, law=self.definitions.current.law, summary_made=self._store_summary
+        )
         self.listener = open_listener(settings)
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.probe_listener = self._open_probe_listener()
@@ -155,10 +158,10 @@ class Service:
                 self.probe_listener.close()
             await self.persistence.aclose()
 
-    def _store_summary(self, batch_id: str, summary: BatchSummary) -> None:
+    def _store_summary(self, batch_id: str, summary: BatchSummary, law: CompletionLaw) -> None:
         # Without room the summary is dropped: another process makes it again.
         with suppress(MailboxFull, MailboxClosed):
-            self.batches.deliver_nowait(batch_id, StoreSummary(batch_id, summary))
+            self.batches.deliver_nowait(batch_id, StoreSummary(batch_id, summary, law))
 
     def _with_archive(self) -> ArchiveParts | None:
         archive = self.persistence.archive
@@ -197,7 +200,12 @@ class Service:
     def _root(self) -> Supervisor:
         settings = self.settings
         archive = self.persistence.archive
-        reader = BatchReader(store=self.store, store_name=self.persistence.store_name, archive=archive, law=self._law)
+        reader = BatchReader(
+            store=self.store,
+            store_name=self.persistence.store_name,
+            archive=archive,
+            law=self.definitions.current.law,
+        )
         redis = RedisStatus(
             max_age_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
             clock=time.monotonic,
@@ -226,10 +234,10 @@ class Service:
         clocks = Clocks(
             now=self._runtime.now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
         )
+        decoder = EventDecoder((), max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch)
+        self.definitions.follow(decoder.use_phases)
         events = EventReader(
-            decoder=EventDecoder(
-                self._phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
-            ),
+            decoder=decoder,
             clocks=clocks,
             skip_orders=SkipOrders(store=self.persistence.skips, instance=settings.instance, now=self._runtime.now),
             now=self._runtime.now,
@@ -255,7 +263,7 @@ class Service:
         )
         resolver = PipelineResolver(
             runtime=self._runtime,
-            resolutions=KeptResolutions(self._definitions),
+            definitions=self.definitions,
             reader=reader,
             explainer=explainer,
             announcer=Announcer(outbox=self._outbox_writer, archive=archive, archive_client=self._archive_client),
@@ -270,7 +278,7 @@ class Service:
             clocks=clocks,
             new_batches=new_batches,
         )
-        pipelines = PipelineHandlers(resolver, reporter, self._phases, settings.http_page_bytes)
+        pipelines = PipelineHandlers(resolver, reporter, self.definitions, settings.http_page_bytes)
         health = HealthHandlers(
             settings=settings,
             store=self.store,
@@ -282,14 +290,14 @@ class Service:
             render_metrics=page.render,
             snapshot=lambda: self.root.snapshot(),
             draining=self._stops,
+            definitions=self.definitions,
             credentials=[each for each in (self._known_callers, self._tls) if each],
         )
         actors = ActorHandlers(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
         )
         batches = BatchHandlers(
-            definitions=self._definitions,
-            law=self._law,
+            definitions=self.definitions,
             reader=reader,
             archive=archive.postgres if archive else None,
             reading=reading,
@@ -303,9 +311,10 @@ class Service:
             known=self._known_callers,
             tls=self._tls,
             pipelines=pipelines,
+            definitions=DefinitionHandlers(definitions=self.definitions, reader=reader, reading=reading),
             batches=batches,
             explanations=ExplanationHandlers(
-                definitions=self._definitions, explainer=explainer, page_bytes=settings.http_page_bytes
+                definitions=self.definitions, explainer=explainer, page_bytes=settings.http_page_bytes
             ),
             health=health,
             actors=actors,

@@ -62,12 +62,15 @@ class Persistence:
 
 
 def open_persistence(
-    settings: Settings, *, law: CompletionLaw, summary_made: Callable[[str, BatchSummary], None] = lambda *_: None
+    settings: Settings,
+    *,
+    law: CompletionLaw,
+    summary_made: Callable[[str, BatchSummary, CompletionLaw], None] = lambda *_: None,
 ) -> Persistence:
     """Open the stores of the settings; each connects when it is first used.
 
-    :param law: the law of the summaries.
-    :param summary_made: gets a batch's id and each summary that was made for an answer, see `StateStore.store_summary`.
+    :param law: the law of summaries whose caller names no law.
+    :param summary_made: gets what `StateStore.store_summary` needs of each summary that was made for an answer.
     :raises PostgresClientMissing: a database is set, and the packages for PostgreSQL are not installed.
     """
     if settings.use_mock_repository:

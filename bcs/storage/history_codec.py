@@ -13,6 +13,7 @@ from uuid import UUID
 
 from pydantic_core import from_json, to_json
 
+from bcs.domain.definitions_version import DefinitionsVersion
 from bcs.domain.facts import (
     EssayPhaseEnded,
     EssaysRegistered,
@@ -49,6 +50,8 @@ def encode_detail(entry: HistoryEntry) -> str:
         }
         if entry.options is not PLAIN:
             resolved["options"] = entry.options.given()
+        if entry.definitions is not None:
+            resolved["definitions"] = [entry.definitions.version, entry.definitions.content_hash]
         return to_json(resolved).decode()
     document: dict[str, Any] = {
         "event_type": entry.event_type,
@@ -90,6 +93,7 @@ def decode_detail(
                 source=document["source"],
                 registered=document.get("registered"),
                 options=ResolveOptions.of(document.get("options", {})),
+                definitions=DefinitionsVersion(*document["definitions"]) if "definitions" in document else None,
             )
         if document.get("form") == _FORM:
             facts = tuple(map(_fact_from, document["facts"]))

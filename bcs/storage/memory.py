@@ -29,7 +29,7 @@ class _Batch:
 class MemoryStateStore:
     """The state store without a server. All data is lost when the process ends.
 
-    :param law: the law of the summaries.
+    :param law: the law of summaries whose caller names no law.
     :param ttl_seconds: how long a batch is kept after its last write.
     :param clock: returns monotonic seconds.
     :param max_essays: how many essays a batch may have; None for no limit.
@@ -59,7 +59,7 @@ class MemoryStateStore:
         self._put(batch_id, (before.version if before else 0) + (not changed.empty), state)
         return Committed()
 
-    async def store_summary(self, batch_id: str, summary: BatchSummary) -> Committed:
+    async def store_summary(self, batch_id: str, summary: BatchSummary, law: CompletionLaw | None = None) -> Committed:
         """See `StateStore.store_summary`; memory makes each summary anew."""
         return Committed()
 
@@ -68,10 +68,10 @@ class MemoryStateStore:
         batch = self._live(batch_id)
         self._roster.ensure_room_among(batch.state.first_seen_us if batch else (), essays)
 
-    async def summary(self, batch_id: str) -> BatchSummary:
+    async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> BatchSummary:
         """See `StateStore.summary`."""
         batch = self._live(batch_id)
-        return summarize(batch.state, self._law, batch.version) if batch else BatchSummary()
+        return summarize(batch.state, law or self._law, batch.version) if batch else BatchSummary()
 
     async def state(self, batch_id: str) -> BatchState:
         """See `StateStore.state`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from bcs.domain.history import HistoryEntry
+from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary
 from bcs.domain.state import BatchState
 from bcs.errors import StoreUnavailable
@@ -34,9 +35,10 @@ class Committed:
 class BatchSource(Protocol):
     """Reads the state of batches."""
 
-    async def summary(self, batch_id: str) -> BatchSummary:
-        """The progress of a batch, by the law of the source; an unknown batch has an empty summary.
+    async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> BatchSummary:
+        """The progress of a batch; an unknown batch has an empty summary.
 
+        :param law: decides which phases are complete; None for the law with which the source was made.
         :raises StoreUnavailable: no answer, and never a guess.
         """
         ...
@@ -80,10 +82,12 @@ class StateStore(BatchSource, Protocol):
         """
         ...
 
-    async def store_summary(self, batch_id: str, summary: BatchSummary) -> Committed:
+    async def store_summary(self, batch_id: str, summary: BatchSummary, law: CompletionLaw | None = None) -> Committed:
         """Store a summary for other processes, if the batch still has its version.
 
         After a cancellation the summary is stored or not.
+
+        :param law: the law of the summary; None for the law with which the store was made.
 
         :raises StoreUnavailable: the summary may be stored or not.
         """

@@ -31,10 +31,10 @@ class ReadOnlyStore:
     backfill: ArchiveBackfill | None
     law: CompletionLaw
 
-    async def summary(self, batch_id: str) -> BatchSummary:
+    async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> BatchSummary:
         """See `BatchSource.summary`."""
         copy = await self._complete(batch_id)
-        return await paced(summarizing(copy.state, self.law, copy.version))
+        return await paced(summarizing(copy.state, law or self.law, copy.version))
 
     async def state(self, batch_id: str) -> BatchState:
         """See `BatchSource.state`."""

@@ -21,7 +21,7 @@ class BatchReader:
 
     :param store_name: the name of the store in answers.
     :param archive: None if there is no archive.
-    :param law: for a summary of a state from the archive; the store has the law already.
+    :param law: decides which phases are complete in a summary.
     """
 
     store: BatchSource
@@ -29,27 +29,30 @@ class BatchReader:
     archive: AnsweringArchive | None
     law: CompletionLaw
 
-    async def summary(self, batch_id: str) -> tuple[BatchSummary, str]:
+    async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> tuple[BatchSummary, str]:
         """The progress of the batch, and the name of the store that answered.
 
+        :param law: instead of the reader's own.
         :raises StoreUnavailable: no answer, and never a guess.
         """
+        law = law or self.law
         try:
-            return await self.store.summary(batch_id), self.store_name
+            return await self.store.summary(batch_id, law), self.store_name
         except StoreUnavailable as error:
             if self.archive is None or not self.archive.can_answer_for_redis(error):
                 raise
             state = await self._from_the_archive(batch_id, error)
-            return await paced(summarizing(state, self.law, 0)), POSTGRESQL
+            return await paced(summarizing(state, law, 0)), POSTGRESQL
 
-    async def state(self, batch_id: str) -> tuple[BatchState, int | None, str]:
+    async def state(self, batch_id: str, law: CompletionLaw | None = None) -> tuple[BatchState, int | None, str]:
         """The state of the batch, its version if the store has it, and the name of the store that answered.
 
+        :param law: of the summaries that other requests ask for, instead of the reader's own; the state has no law.
         :raises StoreUnavailable: no answer, and never a guess.
         """
         try:
             # The version is read first, so the state is never older than its version.
-            summary = await self.store.summary(batch_id)
+            summary = await self.store.summary(batch_id, law or self.law)
             return await self.store.state(batch_id), summary.version, self.store_name
         except StoreUnavailable as error:
             if self.archive is None or not self.archive.can_answer_for_redis(error):

@@ -28,10 +28,10 @@ from bcs.errors import (
     UnknownPipeline,
 )
 from bcs.observability.failpoints import FailPoint, hit
+from bcs.usecases.active_definitions import ActiveDefinitions, Rules
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
 from bcs.usecases.explain_pipeline import Explanation, PipelineExplainer
-from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.usecases.new_batches import NewBatches
 from bcs.wire.dead_letters.encode import earlier_failures, failed_resolution
 from bcs.wire.published import Headers, phases_skipped
@@ -98,7 +98,7 @@ class PipelineResolver:
     """
 
     runtime: Runtime
-    resolutions: KeptResolutions
+    definitions: ActiveDefinitions
     reader: BatchReader
     explainer: PipelineExplainer
     announcer: Announcer
@@ -152,7 +152,8 @@ class PipelineResolver:
         return True
 
     async def _resolve(self, command: ResolvePipeline) -> tuple[Resolution, str, Explanation | None]:
-        definitions = command.draft or self.resolutions.definitions
+        rules = self.definitions.current  # once, because a reload may replace them while the batch is read
+        definitions = command.draft or rules.definitions
         validate_request(
             definitions, command.pipeline, prompt_attached=command.prompt_attached, options=command.options
         )
@@ -165,19 +166,14 @@ class PipelineResolver:
             resolution, source, version = explanation.resolution, explanation.source, explanation.version or 0
             unknown = explanation.state.empty
         else:
-            summary, source = await self.reader.summary(command.batch_id)
+            summary, source = await self.reader.summary(command.batch_id, rules.law)
             unknown, version = summary.unknown, summary.version
-            resolution = self._decide(command, summary)
+            resolution = _decide(rules, command, summary)
         if not command.dry_run:
             if unknown:
                 self.new_batches.use_quota(command.quota_of)
             await self._announce(command, resolution, version=version, source=source)
         return resolution, source, explanation if command.explain else None
-
-    def _decide(self, command: ResolvePipeline, summary: BatchSummary) -> Resolution:
-        if command.options is PLAIN:
-            return self.resolutions.resolve(command.pipeline, summary)
-        return resolve(self.resolutions.definitions, command.pipeline, summary, command.options)
 
     def _check_intake(self, most_seconds: float) -> None:
         lag = self.explainer.lag()
@@ -231,4 +227,11 @@ class PipelineResolver:
             source=source,
             registered=resolution.registered,
             options=command.options,
+            definitions=resolution.definitions,
         )
+
+
+def _decide(rules: Rules, command: ResolvePipeline, summary: BatchSummary) -> Resolution:
+    if command.options is PLAIN:
+        return rules.resolutions.resolve(command.pipeline, summary)
+    return resolve(rules.definitions, command.pipeline, summary, command.options)

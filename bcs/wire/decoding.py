@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, repeat_key_of
+from bcs.domain.pipelines import PhaseNames
 from bcs.domain.state import TIMED
 from bcs.domain.times import LATEST_US, microseconds
 from bcs.errors import UndecodableMessage
@@ -62,16 +63,22 @@ class DecodedEvent:
 class EventDecoder:
     """Decodes the messages of the consumed topics.
 
-    :param phases: the phase names that an outcome may have.
+    :param phases: the phases of the pipeline definitions. An outcome may be about these and those of the platform.
+    :param keep_unknown_phases: an outcome may be about any phase.
     :param max_event_bytes: a larger message is refused unparsed, because parsing it would block the event loop; None
         for no limit.
     :param max_essays: how many essays a batch may have; None for no limit.
     """
 
     def __init__(
-        self, phases: Collection[str], *, max_event_bytes: int | None = None, max_essays: int | None = None
+        self,
+        phases: Collection[str],
+        *,
+        keep_unknown_phases: bool = False,
+        max_event_bytes: int | None = None,
+        max_essays: int | None = None,
     ) -> None:
-        self._phases = frozenset(phases)
+        self._phases = PhaseNames(phases, keep_unknown=keep_unknown_phases)
         self._max_event_bytes = max_event_bytes
         self._max_essays = max_essays
         self._routes: Mapping[str, _Route] = {
@@ -80,6 +87,10 @@ class EventDecoder:
             topics.PHASE_OUTCOME: _Route(ELSBatchPhaseOutcomeV1, NamesBatchId, self._phase_outcome),
             topics.ESSAYS_REGISTERED: _Route(BatchEssaysRegistered, NamesEntityId, _essays_registered),
         }
+
+    def use_phases(self, phases: PhaseNames) -> None:
+        """From now on, an outcome may be about these phases."""
+        self._phases = phases
 
     def event_type(self, topic: str) -> str:
         """The event type of a topic, which is also that of messages that can't be decoded."""
@@ -135,7 +146,7 @@ class EventDecoder:
 
     def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
         if data.phase_name not in self._phases:
-            shown, known = data.phase_name[:_MOST_NAME_CHARACTERS], ", ".join(sorted(self._phases))
+            shown, known = data.phase_name[:_MOST_NAME_CHARACTERS], ", ".join(self._phases.known)
             problem = f"phase_name {shown!a} is not a known phase; known are: {known}"
             raise UndecodableMessage("unknown_phase", problem, data.batch_id, shortened(correlation_id))
         if data.phase_status not in PHASE_ENDED:

@@ -133,7 +133,9 @@ def main() -> None:
     settings = load_settings()
     configure_logging(settings)
     crasher = Crasher(Path(os.environ[_VARIABLE]))
-    serving = partial(run_until_signalled, settings, pipelines_of(settings), crasher.meet)
+    serving = partial(
+        run_until_signalled, settings, pipelines_of(settings), reloads_on_hangup=True, alongside=crasher.meet
+    )
     with fail_points(crasher.reach):
         sys.exit(anyio.run(serving, backend_options={"use_uvloop": True}))
 

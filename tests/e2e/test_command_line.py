@@ -29,6 +29,8 @@ COMMANDS = [
     ("pipelines", "list"),
     ("pipelines", "show"),
     ("pipelines", "validate"),
+    ("pipelines", "diff"),
+    ("pipelines", "reload"),
     ("pipelines", "graph"),
     ("pipelines", "convert"),
     ("actors",),
@@ -120,7 +122,7 @@ async def test_completion_is_there_for_bash_and_knows_the_commands() -> None:
     assert script.exit_code == 0
     assert "_BCS_COMPLETE=complete_bash" in script.output
     assert (await completed("")) >= {"batches", "resolve", "pipelines", "actors", "db", "doctor", "serve"}
-    assert (await completed("pipelines ")) == {"list", "show", "validate", "graph", "convert"}
+    assert (await completed("pipelines ")) == {"list", "show", "validate", "diff", "reload", "graph", "convert"}
     assert (await completed("resolve --of")) == {"--offline"}
 
 
@@ -316,7 +318,22 @@ async def test_a_graph_of_all_phases_or_of_one_pipeline() -> None:
     assert one.output.startswith("digraph phases {")
     assert '"spellcheck" -> "ai_feedback";' in one.output
     assert "nlp" not in one.output
-    assert (await bcs("pipelines", "graph", "--format", "svg")).exit_code == 2
+    assert (await bcs("pipelines", "graph", "--format", "svg")).output.startswith("<svg ")
+    assert (await bcs("pipelines", "graph", "--format", "png")).exit_code == 2
+
+
+async def test_a_difference_is_told_and_exits_with_1(defined: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(f"version: 2\n{DEFINITIONS}  - {{name: all_of_it, pipelines: [both]}}")
+    ran = await bcs("pipelines", "diff", str(other), BCS_PIPELINE_CONFIG_PATH=defined)
+    first, *changes = ran.output.splitlines()
+    assert (ran.exit_code, ran.error) == (1, "")
+    assert changes == ["  version: 2, before none", "  pipeline all_of_it: added, runs first, second"]
+    document = (await bcs("pipelines", "diff", str(other), "--json", BCS_PIPELINE_CONFIG_PATH=defined)).json
+    assert document["pipelines_changed"] == [{"pipeline": "all_of_it", "before": None, "after": ["first", "second"]}]
+    assert first == f"{other}: 2 {document['after']['hash']}, before {document['before']['hash']}"
+    same = await bcs("pipelines", "diff", str(defined), BCS_PIPELINE_CONFIG_PATH=defined)
+    assert (same.exit_code, same.output) == (0, f"{defined}: no difference, {document['before']['hash']}\n")
 
 
 async def test_a_valid_file_is_said_to_be_valid(defined: Path) -> None:

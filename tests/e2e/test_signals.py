@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ pytestmark = [
 ]
 
 BCS = [sys.executable, "-m", "bcs"]
-STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+STOPS = [signal.SIGTERM, signal.SIGINT]
+HANDLED = [*STOPS, signal.SIGHUP]
 NOWHERE = "127.0.0.1:1"
 MEMORY = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_HOST": "127.0.0.1", "BCS_KAFKA_BOOTSTRAP_SERVERS": NOWHERE}
 
@@ -35,7 +37,7 @@ MEMORY = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_HOST": "127.0.0.1", "BCS_
 @pytest.fixture
 def signals_as_at_a_terminal() -> Iterator[None]:
     """Restores default signal handling, because processes inherit ignored signals."""
-    before = {number: signal.getsignal(number) for number in STOPS}
+    before = {number: signal.getsignal(number) for number in HANDLED}
     for number, handler in before.items():
         if handler == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -55,7 +57,7 @@ def catches_all(process_id: int) -> bool:
     """Whether a process has handlers for all these signals."""
     status = Path(f"/proc/{process_id}/status").read_text()
     found = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return found is not None and all(int(found[1], 16) >> (number - 1) & 1 for number in STOPS)
+    return found is not None and all(int(found[1], 16) >> (number - 1) & 1 for number in HANDLED)
 
 
 def has_loaded(process_id: int, library: str) -> bool:
@@ -112,12 +114,52 @@ async def test_as_process_1_of_a_container_it_hears_an_early_signal(tmp_path: Pa
         assert await process.ended() == 0
 
 
-async def test_sighup_stops_a_service_in_order(tmp_path: Path) -> None:
-    with serve(tmp_path, f"redis://{NOWHERE}", NOWHERE, forked=True, **MEMORY) as process:
+async def test_sighup_lets_a_service_read_its_pipeline_file_again(tmp_path: Path) -> None:
+    file = tmp_path / "pipelines.yaml"
+    file.write_text("version: 1\nphases: [{name: a}]")
+    with serve(
+        tmp_path, f"redis://{NOWHERE}", NOWHERE, forked=True, BCS_PIPELINE_CONFIG_PATH=file, **MEMORY
+    ) as process:
         await process.answers()
-        process.signal(signal.SIGHUP)
+        async with Orchestrator(process.base) as orchestrator:
+
+            async def uses(version: str, *, refused: bool) -> bool:
+                found = (await orchestrator.get("/healthz")).json["definitions"]
+                return (found["version"], found["problem"] is not None) == (version, refused)
+
+            for text, version, refused in (
+                ("version: 2\nphases: [{name: a}, {name: b}]", "2", False),
+                ("version: 3\nphases: [{name: a, requires: [gone]}]", "2", True),
+                ("version: 3\nphases: [{name: a}]", "3", False),
+            ):
+                file.write_text(text)
+                process.signal(signal.SIGHUP)
+                await wait_until(partial(uses, version, refused=refused))
+        process.signal(signal.SIGTERM)
         assert await process.ended() == 0
-    assert re.search(r"stopping .*signal=SIGHUP", process.log.read_text())
+    log = process.log.read_text()
+    assert re.search(r"definitions_reloaded .*requested_by=SIGHUP", log)
+    assert re.search(r"definitions_refused .*'gone'", log)
+
+
+@pytest.mark.release
+async def test_sighup_while_it_imports_does_not_end_the_service(tmp_path: Path) -> None:
+    with bcs(tmp_path, "serve", BCS_HTTP_PORT=free_port(), **MEMORY) as process:
+        await wait_until(lambda: catches_all(process.process.pid))
+        process.signal(signal.SIGHUP)
+        await process.answers()
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+    assert "definitions_reloaded" in process.log.read_text(), "what was read may be older than the signal"
+
+
+@pytest.mark.release
+async def test_a_service_ends_in_order_when_its_terminal_is_closed(tmp_path: Path) -> None:
+    with at_a_terminal("serve", BCS_HTTP_PORT=(port := free_port()), **MEMORY) as (process, terminal):
+        await wait_until(lambda: answers_knocks(port), 40)
+        os.close(terminal)
+        await wait_until(lambda: process.poll() is not None, 30)
+        assert process.wait() == 0
 
 
 @pytest.mark.release
@@ -157,7 +199,7 @@ OF_DEV: dict[str, Callable[[Any, Path], object]] = {
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("number", HANDLED)
 @pytest.mark.parametrize("moment", OF_DEV)
 async def test_dev_leaves_nothing_whenever_it_is_stopped(tmp_path: Path, moment: str, number: signal.Signals) -> None:
     home = tmp_path / "home"

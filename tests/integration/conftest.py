@@ -144,7 +144,7 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
         law: CompletionLaw = LAW,
         backfill: ArchiveBackfill | None = None,
         max_essays: int | None = None,
-        summary_made: Callable[[str, BatchSummary], None] = lambda *_: None,
+        summary_made: Callable[[str, BatchSummary, CompletionLaw], None] = lambda *_: None,
     ) -> RedisStateStore:
         return kind(
             gateway,

@@ -163,7 +163,7 @@ async def test_a_batch_is_small_in_redis(
     )
     await wait_until(lambda: platform.caught_up(service.group))
     keys = BatchKeys(service.service.settings.redis_key_prefix, known)
-    names = [keys.facts, keys.summary(service.service._law.fingerprint)]
+    names = [keys.facts, keys.summary(service.service.definitions.current.law.fingerprint)]
 
     async def stored() -> bool:
         return await gateway.call(("EXISTS", *names)) == [len(names)]

@@ -122,6 +122,7 @@ async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
         "spellcheck": (False, "already_completed", "all 30 essays have completed it"),
         "ai_feedback": (True, "essays_outstanding", "0 of 30 essays have completed it"),
     }
+    assert resolution.pop("definitions") == {"version": "7", "hash": "0123456789abcdef"}
     assert resolution == {
         **common,
         "kind": "resolution",

@@ -102,7 +102,7 @@ class InRedis:
 
     async def made(self, batch_id: str, law: CompletionLaw = LAW) -> BatchSummary:
         """A summary that is made and stored."""
-        summaries: list[tuple[str, BatchSummary]] = []
+        summaries: list[tuple[str, BatchSummary, CompletionLaw]] = []
         maker = self.make(self.other_gateway, law=law, summary_made=lambda *made: summaries.append(made))
         for _ in range(2):  # the second question shows that others may ask, too
             await maker.summary(batch_id)
@@ -199,7 +199,7 @@ async def test_a_summary_is_made_once_for_all_processes(redis: InRedis) -> None:
 
 async def test_a_process_keeps_the_summary_that_it_made(redis: InRedis) -> None:
     summaries: list[BatchSummary] = []
-    store = redis.make(redis.gateway, summary_made=lambda _, made: summaries.append(made))
+    store = redis.make(redis.gateway, summary_made=lambda _, made, __: summaries.append(made))
     await redis.store.commit("b", EVERYTHING)
     assert [await store.summary("b") for _ in range(3)] == summaries * 3
     assert len(summaries) == 1
@@ -225,13 +225,13 @@ async def test_a_summary_is_not_stored_on_another_server(
     redis: InRedis, private_valkey: EmbeddedServer, make_gateway: Callable[..., Any]
 ) -> None:
     """It may have the same version there with other facts, as after a failover that lost writes."""
-    made: list[tuple[str, BatchSummary]] = []
+    made: list[tuple[str, BatchSummary, CompletionLaw]] = []
     gateway = make_gateway(private_valkey.address, deadline=5)
     store = redis.make(gateway, summary_made=lambda *one: made.append(one))
     await store.commit("b", EVERYTHING)
     for _ in range(2):
         await store.summary("b")
-    [(_, before)] = made
+    [(_, before, _)] = made
     private_valkey.restart()
     await store.commit("b", delta_of([PhaseInvalidated("nlp", None, 9)]))
     await gateway.call(("HSET", redis.keys("b").facts, "version", before.version))
@@ -346,7 +346,7 @@ async def test_a_large_batch_leaves_the_shared_connection_to_others(
 
 async def test_the_summary_of_a_large_batch_is_stored_after_the_first_answer(redis: InRedis) -> None:
     made: list[str] = []
-    store = redis.make(redis.gateway, summary_made=lambda batch, _: made.append(batch))
+    store = redis.make(redis.gateway, summary_made=lambda batch, *_: made.append(batch))
     for batch, essays in (("small", 30), ("large", 1000)):
         names = tuple(f"essay-{number}" for number in range(essays))
         await store.commit(batch, delta_of([EssaysRegistered(names, essays, 1)]))
@@ -539,6 +539,23 @@ async def test_stores_with_different_laws_keep_a_summary_each(redis: InRedis) ->
     await redis.store.commit("b", delta_of([completed("b", 2, "nlp")]))
     for law in made:
         assert (await redis.make(redis.gateway, law=law).summary("b")).complete("nlp"), "an older one is not used"
+
+
+async def test_one_store_answers_under_each_law_that_it_is_asked_for(redis: InRedis) -> None:
+    """As during a reload: requests that have begun end under the old definitions."""
+    known = delta_of([EssaysRegistered(("a", "b"), 2, 0), completed("a", 1, "nlp"), failed("b", 1, "nlp")])
+    made: list[tuple[str, BatchSummary, CompletionLaw]] = []
+    store = redis.make(redis.gateway, summary_made=lambda *one: made.append(one))
+    await store.commit("b", known)
+    asked = [LAW, SETTLED, SETTLED, LAW, LAW, SETTLED]
+    for law in asked:
+        assert (await store.summary("b", law)).complete("nlp") is (law is SETTLED)
+    for one in made:
+        await store.store_summary(*one)
+    for law in (LAW, SETTLED):
+        assert (await redis.make(redis.gateway, summary_made=never).summary("b", law)).complete("nlp") is (
+            law is SETTLED
+        )
 
 
 async def test_what_another_layout_wrote_is_not_read(redis: InRedis) -> None:

@@ -23,6 +23,9 @@ ROUTES = [
     ("POST", "/internal/v1/phases/complete", Scope.REPORT),
     ("GET", "/internal/v1/batches/b", Scope.READ),
     ("GET", "/internal/v1/batches/b/history", Scope.READ),
+    ("GET", "/internal/v1/pipelines", Scope.READ),
+    ("GET", "/internal/v1/pipelines/unknown/graph", Scope.READ),
+    ("POST", "/internal/v1/pipelines/reload", Scope.OPERATE),
     ("GET", "/internal/v1/actors", Scope.READ),
     ("POST", "/internal/v1/actors/nobody/kill", Scope.OPERATE),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
+from bcs.domain.definitions_version import DefinitionsVersion
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome
 from bcs.domain.history import REPORTED, FactsRecorded, PhaseDecided, PipelineResolved, Position
 
@@ -57,4 +58,5 @@ def answered(batch: str, decisions: Sequence[PhaseDecided] | None = None) -> Pip
         version=3,
         source="redis",
         registered=False,
+        definitions=DefinitionsVersion("7", "0123456789abcdef"),
     )

@@ -10,12 +10,15 @@ import pytest
 from aiohttp import web
 
 from bcs.actors.redis_probe import RedisStatus
+from bcs.config.pipelines import load_pipelines
 from bcs.config.settings import Settings
 from bcs.http.routes.health import HealthHandlers
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.waits import CONNECT_PRODUCER, Waits
 from bcs.storage.ports import StateStore
 from bcs.supervision import Snapshot, State
+from bcs.usecases.active_definitions import ActiveDefinitions
+from tests.support.runtimes import runtime_with
 
 pytestmark = pytest.mark.anyio
 
@@ -38,6 +41,7 @@ async def message_about_kafka(kafka: KafkaStatus, *, refused: bool) -> tuple[str
         render_metrics=lambda: b"",
         snapshot=lambda: Snapshot("bcs", "supervisor", State.RUNNING),
         draining=lambda: False,
+        definitions=ActiveDefinitions(load_pipelines(None), runtime=runtime_with(), load=lambda: load_pipelines(None)),
     )
     response = await health.healthz(cast("web.Request", None))
     assert isinstance(response.body, bytes)

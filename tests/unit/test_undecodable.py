@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.domain.pipelines import PLATFORM_PHASES, PhaseNames
 from bcs.errors import UndecodableMessage
 from bcs.wire import topics
 from bcs.wire.decoding import EventDecoder
@@ -118,6 +118,19 @@ def test_a_missing_field_is_named_together_with_the_batch(topic: str) -> None:
         assert refusal.reason == "invalid_event"
         assert refusal.batch_id == (None if field == BATCH_FIELDS[topic] else "batch-1")
         assert field in refusal.detail
+
+
+def test_an_outcome_of_an_unknown_phase_is_kept_where_the_settings_say_so_or_a_later_file_has_it() -> None:
+    value = message(topics.PHASE_OUTCOME, {"phase_name": "grammar"})
+    keeping, reloaded = EventDecoder((), keep_unknown_phases=True), EventDecoder(())
+    with pytest.raises(UndecodableMessage):
+        reloaded.decode(topics.PHASE_OUTCOME, value, 1)
+    reloaded.use_phases(PhaseNames(["grammar"]))
+    for decoder in (keeping, reloaded):
+        [fact] = decoder.decode(topics.PHASE_OUTCOME, value, 1).facts
+        assert getattr(fact, "phase", None) == "grammar"
+    with pytest.raises(UndecodableMessage, match="unknown_phase"):
+        keeping.decode(topics.PHASE_OUTCOME, message(topics.PHASE_OUTCOME, {"phase_name": "No phase"}), 1)
 
 
 def test_a_phase_that_nobody_knows_is_refused() -> None:

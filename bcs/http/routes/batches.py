@@ -9,8 +9,6 @@ from http import HTTPStatus
 import anyio
 from aiohttp import web
 
-from bcs.domain.law import CompletionLaw
-from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import Evaluation
 from bcs.http.documents import BatchPage, encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
 from bcs.http.guard import BATCH_ID
@@ -22,10 +20,11 @@ from bcs.http.parameters import (
     parse_batch_id,
     parse_query,
 )
-from bcs.http.problems import Problem
+from bcs.http.problems import Problem, unknown_batch
 from bcs.http.replies import reply_encoded
 from bcs.storage.pace import paced
 from bcs.storage.postgres.history_reader import HistoryReader, read_page
+from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.batch_reader import BatchReader
 
 _ID_SEGMENT = 4
@@ -40,8 +39,7 @@ class BatchHandlers:
     :param page_bytes: the approximate size of a response about a batch, for any number of essays.
     """
 
-    definitions: PipelineDefinitions
-    law: CompletionLaw
+    definitions: ActiveDefinitions
     reader: BatchReader
     archive: HistoryReader | None
     reading: anyio.Semaphore
@@ -52,11 +50,12 @@ class BatchHandlers:
         batch_id = batch_id_of(request)
         query = parse_query(EssaysQuery, request.query.items())
         async with self.reading:
-            state, version, source = await self.reader.state(batch_id)
+            rules = self.definitions.current
+            state, version, source = await self.reader.state(batch_id, rules.law)
             if state.empty:
-                raise _unknown_batch()
-            evaluation = Evaluation(state, self.law)
-            names = phases_to_show(state, self.definitions.phases)
+                raise unknown_batch()
+            evaluation = Evaluation(state, rules.law)
+            names = phases_to_show(state, rules.definitions.phases)
             extent = extent_of(query.after, query.limit, page_bytes=self.page_bytes, phases=len(names))
             phases = []
             for name in names:
@@ -82,7 +81,7 @@ class BatchHandlers:
         async with self.reading:
             page = await read_page(self.archive, batch_id, before=query.before, limit=query.limit)
             if page is None:
-                raise _unknown_batch()
+                raise unknown_batch()
             older = page.continues_before
             following = None if older is None else history_path(batch_id, query.limit, older)
             return reply_encoded(await paced(encoding_history(batch_id, page.entries, following)))
@@ -95,7 +94,3 @@ def batch_id_of(request: web.Request) -> str:
     segment = request.rel_url.raw_path.split("/")[_ID_SEGMENT]
     request[BATCH_ID] = batch_id = parse_batch_id(segment.encode(errors="surrogateescape"))
     return batch_id
-
-
-def _unknown_batch() -> Problem:
-    return Problem(HTTPStatus.NOT_FOUND, "unknown-batch", "the batch is unknown: no event named it, or it has expired")

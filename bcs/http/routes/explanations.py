@@ -7,7 +7,6 @@ from functools import partial
 
 from aiohttp import web
 
-from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.resolve_options import PLAIN
 from bcs.http.documents import extent_of
 from bcs.http.explanations import answer_with_options, encoding_explained
@@ -15,6 +14,7 @@ from bcs.http.parameters import ExplainQuery, explained_essays_path, parse_query
 from bcs.http.replies import reply_encoded
 from bcs.http.routes.batches import batch_id_of
 from bcs.storage.pace import paced
+from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.explain_pipeline import PipelineExplainer
 
 _PIPELINE_SEGMENT = 6
@@ -27,7 +27,7 @@ class ExplanationHandlers:
     :param page_bytes: the approximate size of a response, for any number of essays.
     """
 
-    definitions: PipelineDefinitions
+    definitions: ActiveDefinitions
     explainer: PipelineExplainer
     page_bytes: int
 
@@ -37,8 +37,9 @@ class ExplanationHandlers:
         segment = request.rel_url.raw_path.split("/")[_PIPELINE_SEGMENT]
         pipeline = parse_segment(segment.encode(errors="surrogateescape"), "pipeline")
         query = parse_query(ExplainQuery, request.query.items())
-        phases = len(self.definitions.plan(pipeline))
-        explanation = await self.explainer.explain(self.definitions, batch_id, pipeline, PLAIN)
+        definitions = self.definitions.current.definitions
+        phases = len(definitions.plan(pipeline))
+        explanation = await self.explainer.explain(definitions, batch_id, pipeline, PLAIN)
         answer = answer_with_options(batch_id, explanation.resolution, explanation.source, options=PLAIN, dry_run=True)
         extent, next_after = None, None
         if query.explain == "full":

@@ -17,6 +17,7 @@ from bcs import __version__
 from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_redis
 from bcs.config.settings import Settings
 from bcs.http import answers
+from bcs.http.documents import definitions_version
 from bcs.http.problems import Problem
 from bcs.http.reloaded import Reloaded
 from bcs.http.replies import reply_json
@@ -25,6 +26,7 @@ from bcs.observability.waits import CONNECT_PRODUCER, READ_KAFKA, WAITING_ACTORS
 from bcs.storage.archive import Archive
 from bcs.storage.ports import StateStore
 from bcs.supervision import Snapshot, State
+from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.wire.published import SERVICE, rfc3339
 
 _WITH_PROBLEMS = frozenset({"degraded", "unhealthy"})
@@ -42,6 +44,7 @@ class HealthHandlers:
     :param waits: the current waits of the actors.
     :param render_metrics: renders the metrics as text.
     :param snapshot: takes a snapshot of the supervision tree.
+    :param definitions: the pipeline definitions in use.
     :param draining: returns True once the service must stop.
     :param credentials: the files of callers and certificates.
     """
@@ -56,6 +59,7 @@ class HealthHandlers:
     render_metrics: Callable[[], bytes]
     snapshot: Callable[[], Snapshot]
     draining: Callable[[], bool]
+    definitions: ActiveDefinitions
     credentials: Sequence[Reloaded[Any]] = ()
 
     async def healthz(self, _: web.Request) -> web.Response:
@@ -91,6 +95,7 @@ class HealthHandlers:
             },
             "dependencies": dependencies,
             "credentials": credentials,
+            "definitions": self._definitions(),
             "waits": waits,
             "environment": self.settings.environment,
         }
@@ -143,6 +148,14 @@ class HealthHandlers:
             each.variable: f"{each.problem}; what it had before stays in use" if each.outdated else each.problem
             for each in self.credentials
             if each.problem
+        }
+
+    def _definitions(self) -> answers.DefinitionsInUse:
+        active = self.definitions
+        return {
+            **definitions_version(active.current.definitions.identity),
+            "loaded_at": rfc3339(active.loaded_at),
+            "problem": active.problem or None,
         }
 
     def _redis(self) -> answers.Dependency:

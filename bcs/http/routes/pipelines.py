@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -27,6 +26,7 @@ from bcs.http.guard import (
 from bcs.http.parameters import USUAL_ESSAYS, DefineQuery, explained_essays_path, parse_query
 from bcs.http.replies import reply_encoded, reply_json
 from bcs.http.requests import (
+    DEFINITIONS_HEADER,
     FAILURES_HEADER,
     FIRST_FAILURE_HEADER,
     BodyT,
@@ -39,6 +39,7 @@ from bcs.http.requests import (
     parse_body,
 )
 from bcs.storage.pace import paced
+from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
 from bcs.wire.dead_letters.encode import FAILURES, FIRST_FAILURE
@@ -51,13 +52,12 @@ Explain = bool | Literal["full"]
 class PipelineHandlers:
     """The handlers of the orchestrator's routes.
 
-    :param phases: the phase names that a phase report may have.
     :param page_bytes: the approximate size of a full explanation, for any number of essays.
     """
 
     resolver: PipelineResolver
     reporter: PhaseReporter
-    phases: Collection[str]
+    definitions: ActiveDefinitions
     page_bytes: int
     answers: PipelineAnswers = field(default_factory=PipelineAnswers, init=False)
 
@@ -93,8 +93,11 @@ class PipelineHandlers:
             if fails_again and await self.resolver.store_failure(command, error, _original(request, body)):
                 request[DEAD_LETTER] = "written"
             raise
+        headers = {DEFINITIONS_HEADER: str(resolution.definitions)}
         if plain:
-            return reply_encoded(self.answers.encode(body.batch_id, resolution, source, parsed.warnings))
+            return reply_encoded(
+                self.answers.encode(body.batch_id, resolution, source, parsed.warnings), headers=headers
+            )
         answer = answer_with_options(
             body.batch_id,
             resolution,
@@ -104,20 +107,23 @@ class PipelineHandlers:
             warnings=parsed.warnings,
         )
         if explanation is None:
-            return reply_json(answer)
+            return reply_json(answer, headers=headers)
         extent, next_after = None, None
         if explain == "full":
             extent = extent_of(None, USUAL_ESSAYS, page_bytes=self.page_bytes, phases=len(resolution.decisions))
             next_after = partial(explained_essays_path, body.batch_id, body.requested_pipeline, USUAL_ESSAYS)
-        return reply_encoded(await paced(encoding_explained(answer, explanation, extent, next_after)))
+        return reply_encoded(await paced(encoding_explained(answer, explanation, extent, next_after)), headers=headers)
 
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
         parsed = _parsed(request, CompletePhase)
         body = parsed.body
         request[BATCH_ID] = body.batch_id
-        if body.phase_name not in self.phases:
-            raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(sorted(self.phases))}"),))
+        phases, warnings = self.definitions.current.phases, parsed.warnings
+        if body.phase_name not in phases:
+            raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(phases.known)}"),))
+        if body.phase_name not in phases.known:
+            warnings = [*warnings, "phase_name: this replica does not know the phase, and keeps the report"]
         command = ReportPhase(
             batch_id=body.batch_id,
             phase=body.phase_name,
@@ -132,8 +138,8 @@ class PipelineHandlers:
             "batch_id": body.batch_id,
             "phase_name": body.phase_name,
         }
-        if parsed.warnings:
-            answer["warnings"] = parsed.warnings
+        if warnings:
+            answer["warnings"] = warnings
         return reply_json(answer)
 
 

@@ -68,12 +68,12 @@ class RedisStateStore:
     Facts must be in the archive, or in the queue before it, before they are committed here. So Redis may lose data at
     any time.
 
-    :param law: the law of the summaries.
+    :param law: the law of summaries whose caller names no law.
     :param key_prefix: the prefix of every key.
     :param ttl_seconds: how long a batch is kept after its last write.
     :param backfill: reads the archive; None without an archive.
     :param max_essays: how many essays a batch may have; None for no limit.
-    :param summary_made: gets a batch's id and each summary that `store_summary` should store later.
+    :param summary_made: gets a batch's id, each summary that `store_summary` should store later, and its law.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RedisStateStore:
         policy: CommitPolicy | None = None,
         backfill: ArchiveBackfill | None = None,
         max_essays: int | None = None,
-        summary_made: Callable[[str, BatchSummary], None] = lambda *_: None,
+        summary_made: Callable[[str, BatchSummary, CompletionLaw], None] = lambda *_: None,
     ) -> None:
         self._roster = Roster(max_essays)
         # With an archive, the limit is checked before the archive gets the facts. Redis must take what the archive has.
@@ -264,24 +264,25 @@ class RedisStateStore:
         new_essays = (essay for essay, row in zip(ids, rows, strict=True) if row is None)
         self._roster.ensure_room(size, new_essays)
 
-    async def summary(self, batch_id: str) -> BatchSummary:
+    async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> BatchSummary:
         """See `StateStore.summary`."""
+        law = law or self._law
         keys = self._batches.keys(batch_id)
         head = ("HMGET", keys.facts, VERSION_FIELD, STAMP_FIELD, COUNT_FIELD)
         node = self._nodes.at(keys.facts)
-        kept = self._summaries.get(batch_id)
+        kept = self._summaries.get(batch_id, law.fingerprint)
         try:
             if kept:
                 replies = await node.call_multiplexed(head)
             else:
-                stored = ("GET", keys.summary(self._law.fingerprint))
+                stored = ("GET", keys.summary(law.fingerprint))
                 # Each command has one key, so that it finds this key while the slot moves in a cluster. The facts are
                 # last, because the sender of the last reply counts.
                 exist = [("EXISTS", key) for key in keys.former]
                 replies = await node.call_multiplexed(*exist, stored, head)
         except ResponseError:
             # BCS did not write one of these keys. A summary is made again; facts are reported as corrupt.
-            return await self._made_summary(batch_id, keys, size=0, former=True)
+            return await self._made_summary(batch_id, keys, law, size=0, former=True)
         (version, stamp, count), redis = replies[-1], replies.peer.identity
         # A batch whose summary this process has kept was taken over before.
         former = not kept and any(replies[: len(keys.former)])
@@ -292,17 +293,17 @@ class RedisStateStore:
             if kept and not (kept.redis == redis and kept.version == version):
                 kept = None
             elif not kept and replies[-2] is not None:
-                kept = self._stored_summary(batch_id, keys, replies[-2], version, redis)
+                kept = self._stored_summary(batch_id, keys, law, replies[-2], version, redis)
             if kept and self._is_enough(kept.summary, stamp, redis):
                 if not kept.stored:
                     # The batch is asked again before it changes, so other processes may be asked, too.
-                    self._store_later(batch_id, kept)
+                    self._store_later(batch_id, kept, law)
                 return kept.summary
-        make = partial(self._made_summary, batch_id, keys, size=_number(keys, count or b"0"), former=former)
-        return await self._flights.do(batch_id, make)
+        make = partial(self._made_summary, batch_id, keys, law, size=_number(keys, count or b"0"), former=former)
+        return await self._flights.do((batch_id, law.fingerprint), make)
 
     def _stored_summary(
-        self, batch_id: str, keys: BatchKeys, text: bytes, version: bytes, redis: str
+        self, batch_id: str, keys: BatchKeys, law: CompletionLaw, text: bytes, version: bytes, redis: str
     ) -> KeptSummary | None:
         try:
             summary = decode_summary(keys.stem, text)
@@ -311,13 +312,13 @@ class RedisStateStore:
             return None
         if str(summary.version).encode() != version:
             return None
-        kept = KeptSummary(redis, version, summary, stored=True)
+        kept = KeptSummary(redis, version, summary, law=law.fingerprint, stored=True)
         self._summaries.put(batch_id, kept)
         return kept
 
-    def _store_later(self, batch_id: str, kept: KeptSummary) -> None:
+    def _store_later(self, batch_id: str, kept: KeptSummary, law: CompletionLaw) -> None:
         kept.stored = True
-        self._summary_made(batch_id, kept.summary)
+        self._summary_made(batch_id, kept.summary, law)
 
     def _is_enough(self, summary: BatchSummary, stamp: bytes | None, redis: str) -> bool:
         """True if the copy in Redis is complete, or is enough while the archive is unreachable.
@@ -335,7 +336,9 @@ class RedisStateStore:
         self._backfill.require_registered(summary.registered)
         return True
 
-    async def _made_summary(self, batch_id: str, keys: BatchKeys, *, size: int, former: bool) -> BatchSummary:
+    async def _made_summary(
+        self, batch_id: str, keys: BatchKeys, law: CompletionLaw, *, size: int, former: bool
+    ) -> BatchSummary:
         """Make the summary from the facts.
 
         :param size: how many essays the batch has, about.
@@ -347,21 +350,21 @@ class RedisStateStore:
             stored = await self._batches.read(batch_id, shared=shared, former=former)
             if stored.former or not (self._backfill is None or self._backfill.is_complete(stored.stamp, stored.redis)):
                 found = await self._completed(batch_id, keys)
-                redis, summary = found.redis, await paced(summarizing(found.state, self._law, found.version))
+                redis, summary = found.redis, await paced(summarizing(found.state, law, found.version))
             else:
                 version = stored.version or 0
-                counted = await paced(tallying(stored.registers, stored.columns, self._law, version))
+                counted = await paced(tallying(stored.registers, stored.columns, law, version))
                 if counted is None:
                     state = await paced(decoding_state(keys, stored))
-                    counted = await paced(summarizing(state, self._law, version))
+                    counted = await paced(summarizing(state, law, version))
                 redis, summary = stored.redis, counted
         if summary.version:
-            kept = KeptSummary(redis, str(summary.version).encode(), summary)
+            kept = KeptSummary(redis, str(summary.version).encode(), summary, law=law.fingerprint)
             self._summaries.put(batch_id, kept)
             # To store the summary of a small batch takes longer than to make it. Where the server has no identity, this
             # process does not keep the summary.
             if summary.known > _ESSAYS_SHARED or not redis:
-                self._store_later(batch_id, kept)
+                self._store_later(batch_id, kept, law)
         return summary
 
     async def _completed(self, batch_id: str, keys: BatchKeys) -> _Found:
@@ -377,8 +380,9 @@ class RedisStateStore:
         await commit_with(self._policy, optimistically, without_storing)
         return found[-1]
 
-    async def store_summary(self, batch_id: str, summary: BatchSummary) -> Committed:
+    async def store_summary(self, batch_id: str, summary: BatchSummary, law: CompletionLaw | None = None) -> Committed:
         """See `StateStore.store_summary`."""
+        fingerprint = (law or self._law).fingerprint
         keys = self._batches.keys(batch_id)
 
         async def optimistically() -> None:
@@ -390,11 +394,11 @@ class RedisStateStore:
                 if (
                     version != str(summary.version).encode()
                     or remaining_ms <= 0
-                    or not self._may_be_of(session.identity, batch_id, summary)
+                    or not self._may_be_of(session.identity, batch_id, summary, fingerprint)
                 ):
                     await session.call(("UNWATCH",))
                     return  # a newer summary will be made when it is needed
-                key = keys.summary(self._law.fingerprint)
+                key = keys.summary(fingerprint)
                 store = ("SET", key, encode_summary(summary), "PX", remaining_ms)
                 if (await session.call(("MULTI",), store, ("EXEC",)))[-1] is None:
                     raise CommitConflict(batch_id)
@@ -405,9 +409,9 @@ class RedisStateStore:
         with as_corruption(keys):
             return await commit_with(self._policy, optimistically, without_storing)
 
-    def _may_be_of(self, redis: str, batch_id: str, summary: BatchSummary) -> bool:
+    def _may_be_of(self, redis: str, batch_id: str, summary: BatchSummary, law: str) -> bool:
         """False if a summary was not made from the batch on this server, where its version may have other facts."""
-        kept = self._summaries.get(batch_id)
+        kept = self._summaries.get(batch_id, law)
         return not redis or (kept is not None and kept.redis == redis and kept.summary == summary)
 
     async def state(self, batch_id: str) -> BatchState:

@@ -16,6 +16,7 @@ class KeptSummary:
 
     :param redis: the identity of the server.
     :param version: the version of the batch there.
+    :param law: the fingerprint of the law.
     :param stored: whether it is stored in Redis, or will be.
     """
 
@@ -23,18 +24,23 @@ class KeptSummary:
     version: bytes
     summary: BatchSummary
     _: KW_ONLY
+    law: str
     stored: bool = False
 
 
 class SummaryCache:
-    """Keeps the summaries of a limited number of batches."""
+    """Keeps the summaries of a limited number of batches, of each batch under the law that was asked for last."""
 
     def __init__(self) -> None:
         self._summaries: dict[str, KeptSummary] = {}
 
-    def get(self, batch_id: str) -> KeptSummary | None:
-        """The summary of a batch; the caller compares server and version with what Redis says now."""
-        return self._summaries.get(batch_id)
+    def get(self, batch_id: str, law: str) -> KeptSummary | None:
+        """The summary of a batch; the caller compares server and version with what Redis says now.
+
+        :param law: the fingerprint of the law.
+        """
+        kept = self._summaries.get(batch_id)
+        return kept if kept is not None and kept.law == law else None
 
     def put(self, batch_id: str, kept: KeptSummary) -> None:
         """Keep a summary, unless the server has no identity; the batch that was put first makes room."""

@@ -1,0 +1,72 @@
+"""The pipeline definitions in use: shows them, draws them, and reads their file again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import anyio
+from aiohttp import web
+
+from bcs.domain.graphs import dot, mermaid, standings_of, svg
+from bcs.domain.resolution import resolve
+from bcs.http import answers
+from bcs.http.documents import definitions_version, difference_document, pipelines_document
+from bcs.http.guard import BATCH_ID, asked_by
+from bcs.http.parameters import GraphFormat, GraphQuery, parse_query
+from bcs.http.problems import unknown_batch
+from bcs.http.replies import reply_encoded, reply_json
+from bcs.usecases.active_definitions import ActiveDefinitions
+from bcs.usecases.batch_reader import BatchReader
+
+# Browsers show Mermaid's text as it is.
+MERMAID_TYPE, DOT_TYPE = "text/plain; charset=utf-8", "text/vnd.graphviz; charset=utf-8"
+SVG_TYPE = "image/svg+xml"
+_WRITERS: Mapping[GraphFormat, tuple[Callable[..., str], str]] = {
+    GraphFormat.MERMAID: (mermaid, MERMAID_TYPE),
+    GraphFormat.DOT: (dot, DOT_TYPE),
+    GraphFormat.SVG: (svg, SVG_TYPE),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefinitionHandlers:
+    """The handlers of the definitions' routes.
+
+    :param reading: limits the number of batches that are read at the same time.
+    """
+
+    definitions: ActiveDefinitions
+    reader: BatchReader
+    reading: anyio.Semaphore
+
+    async def show(self, _: web.Request) -> web.Response:
+        """GET /internal/v1/pipelines."""
+        return reply_json(pipelines_document(self.definitions.current.definitions))
+
+    async def graph(self, request: web.Request) -> web.Response:
+        """GET /internal/v1/pipelines/{name}/graph."""
+        query = parse_query(GraphQuery, request.query.items())
+        rules, name = self.definitions.current, request.match_info["name"]
+        phases = rules.definitions.plan(name)
+        of_batch = {}
+        if query.batch is not None:
+            request[BATCH_ID] = query.batch
+            async with self.reading:
+                summary, _ = await self.reader.summary(query.batch, rules.law)
+            if summary.unknown:
+                raise unknown_batch()
+            of_batch = standings_of(resolve(rules.definitions, name, summary))
+        write, content_type = _WRITERS[query.format]
+        return reply_encoded(write(phases, of_batch).encode(), content_type=content_type)
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """POST /internal/v1/pipelines/reload."""
+        found = await self.definitions.reload(asked_by(request))
+        answer: answers.DefinitionsReloaded = {
+            "status": "unchanged" if found.same_content and found.before == found.after else "reloaded",
+            "definitions": definitions_version(found.after),
+            "before": definitions_version(found.before),
+            **difference_document(found),
+        }
+        return reply_json(answer)
