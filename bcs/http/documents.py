@@ -183,7 +183,7 @@ def _held_back(essay: BlockingEssay) -> answers.BlockingEssay:
         "essay_id": essay.essay_id,
         "reason": essay.why,
         "first_seen": format_timestamp(essay.first_seen_us),
-        "mark": _mark(essay.mark),
+        "mark": mark_document(essay.mark),
     }
 
 
@@ -200,8 +200,8 @@ def _phase_without_essays(of: PhaseExplanation) -> answers.Phase:
         "outstanding": of.outstanding,
         "missing": of.missing,
         "newest_mark_at": format_timestamp(of.newest.at_us) if of.newest else None,
-        "report": _mark(of.report),
-        "outcome": _ending(of.outcome),
+        "report": mark_document(of.report),
+        "outcome": ending_document(of.outcome),
         "blocking_essays_total": len(of.held_back_by),
         "blocking_essays": [],
     }
@@ -211,11 +211,13 @@ def _essay_id(essay: BlockingEssay) -> str:
     return essay.essay_id
 
 
-def _mark(mark: Mark | None) -> answers.Mark | None:
+def mark_document(mark: Mark | None) -> answers.Mark | None:
+    """A mark; None where there is none."""
     return {"outcome": OUTCOMES[mark.outcome], "at": format_timestamp(mark.at_us)} if mark else None
 
 
-def _ending(ending: Ending | None) -> answers.Ending | None:
+def ending_document(ending: Ending | None) -> answers.Ending | None:
+    """An outcome without its lists; None where there is none."""
     return {"status": ending.status, "at": format_timestamp(ending.at_us)} if ending else None
 
 
@@ -227,7 +229,7 @@ def _entry(archived: ArchivedEntry) -> answers.Entry:
 
 
 def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:
-    return {
+    document: answers.FactsEntry = {
         "number": number,
         "recorded_at": format_timestamp(entry.at_us),
         "kind": "facts",
@@ -238,6 +240,9 @@ def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:
         "reported_by": entry.asked_by,
         "facts": [_fact(fact) for fact in entry.facts],
     }
+    if entry.reason is not None:
+        document["reason"] = entry.reason
+    return document
 
 
 def _resolution(number: int, entry: PipelineResolved) -> answers.ResolutionEntry:

@@ -23,7 +23,7 @@ from bcs.http.guard import CORRELATION_HEADER
 from bcs.http.identity import Scope
 from bcs.http.parameters import BATCHES, EssaysQuery, HistoryQuery
 from bcs.http.problems import TITLES, Kind
-from bcs.http.requests import Body, CompletePhase, DefinePipeline
+from bcs.http.requests import Body, CompletePhase, DefinePipeline, InvalidatedPhases
 from bcs.wire.events import Identifier
 
 OPENAPI: Final = "/openapi.json"
@@ -38,7 +38,7 @@ _SCOPES = {
     Scope.RESOLVE: "ask which phases a batch still needs",
     Scope.REPORT: "report a phase",
     Scope.READ: "read batches, histories and actors",
-    Scope.OPERATE: "kill actors",
+    Scope.OPERATE: "take completions back, kill actors",
 }
 
 STATUSES: Mapping[Kind, HTTPStatus] = {
@@ -53,6 +53,7 @@ STATUSES: Mapping[Kind, HTTPStatus] = {
     "head-too-late": HTTPStatus.REQUEST_TIMEOUT,
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
     "invalid-request": HTTPStatus.BAD_REQUEST,
+    "invalidation-outdated": HTTPStatus.CONFLICT,
     "method-not-allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "no-archive": HTTPStatus.NOT_FOUND,
     "not-found": HTTPStatus.NOT_FOUND,
@@ -192,6 +193,20 @@ _CALLS = (
         query=HistoryQuery,
         path_parameters=_BATCH_ID,
         headers=_CORRELATION,
+    ),
+    _Call(
+        method="post",
+        path=f"{BATCHES}/{{id}}/invalidate",
+        name="invalidatePhases",
+        summary="Take completions of a batch back, so that phases run again",
+        answers={HTTPStatus.OK: answers.PhasesInvalidated},
+        problems=("unknown-batch", "invalidation-outdated", "unavailable", *_WITH_BODY),
+        scope=Scope.OPERATE,
+        body=InvalidatedPhases,
+        example={"phases": ["spellcheck"], "reason": "the dictionary was wrong, see INC-7", "dry_run": True},
+        path_parameters=_BATCH_ID,
+        headers=_CORRELATION,
+        leads_to={"showBatch": _OF_PATH, "showHistory": _OF_PATH},
     ),
     _Call(
         method="get",

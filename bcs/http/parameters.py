@@ -82,6 +82,11 @@ def essays_path(batch_id: str, limit: int, after: str) -> str:
     return f"{_batch_path(batch_id)}?limit={limit}&after={quote(after, safe='')}"
 
 
+def invalidate_path(batch_id: str) -> str:
+    """The path for taking completions of a batch back."""
+    return f"{_batch_path(batch_id)}/invalidate"
+
+
 def _batch_path(batch_id: str) -> str:
     segment = quote(batch_id, safe="")
     if not batch_id.strip("."):

@@ -12,6 +12,7 @@ from aiohttp import web
 from bcs.domain.times import format_timestamp
 from bcs.errors import (
     ClocksDiffer,
+    FactInTheFuture,
     PromptRequired,
     ReportOutdated,
     StoreError,
@@ -37,6 +38,7 @@ Kind = Literal[
     "http-error",
     "internal",
     "invalid-request",
+    "invalidation-outdated",
     "method-not-allowed",
     "no-archive",
     "not-found",
@@ -68,6 +70,7 @@ TITLES: Mapping[Kind, str] = {
     "http-error": "The request can't be answered",
     "internal": "A fault in this service",
     "invalid-request": "A field of the request is invalid",
+    "invalidation-outdated": "The invalidation is outdated",
     "method-not-allowed": "The path does not support this method",
     "no-archive": "There is no archive",
     "not-found": "There is nothing at this path",
@@ -176,9 +179,10 @@ def problem_of(error: Exception) -> Problem | None:
         return Problem(
             HTTPStatus.CONFLICT, "prompt-required", str(error), {"phases_needing_prompt": list(error.phases)}
         )
-    if isinstance(error, ReportOutdated):
+    if isinstance(error, FactInTheFuture):
+        kind: Kind = "report-outdated" if isinstance(error, ReportOutdated) else "invalidation-outdated"
         fact = {"fact": error.fact, "essay_id": error.essay_id, "at": format_timestamp(error.at_us)}
-        return Problem(HTTPStatus.CONFLICT, "report-outdated", str(error), {"phase": error.phase, "in_the_way": fact})
+        return Problem(HTTPStatus.CONFLICT, kind, str(error), {"phase": error.phase, "in_the_way": fact})
     if isinstance(error, TooManyNewBatches):
         return _limited("too-many-new-batches", str(error), error.wait_seconds)
     if isinstance(error, OSError) and error.errno in USED_UP:

@@ -32,6 +32,7 @@ from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.description import describe
 from bcs.http.routes.health import HealthHandlers
+from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.tls import ServerTls, TlsTransport
 from bcs.observability.failpoints import FailPoint, hit
@@ -107,6 +108,7 @@ class HttpServer:
     tls: Reloaded[ServerTls] | None
     pipelines: PipelineHandlers
     batches: BatchHandlers
+    invalidation: InvalidationHandlers
     health: HealthHandlers
     actors: ActorHandlers
     rates: TokenBuckets | None
@@ -258,6 +260,13 @@ class HttpServer:
             # The pattern is needed: "{id}" alone does not match braces.
             add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)
             add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)
+            add(
+                "POST",
+                f"{BATCHES}/{{id:[^/]+}}/invalidate",
+                self.invalidation.invalidate,
+                scope=Scope.OPERATE,
+                reads_body=True,
+            )
             add("GET", "/internal/v1/actors", self.actors.show, scope=Scope.READ)
             add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill, scope=Scope.OPERATE)
             add("GET", OPENAPI, describe)

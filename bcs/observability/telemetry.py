@@ -57,6 +57,14 @@ class Telemetry:
                 registry=registry,
             ).labels
         )
+        self.phases_invalidated = cache(
+            Counter(
+                "bcs_phases_invalidated_total",
+                "Phases of batches whose completions an operator took back.",
+                ["phase"],
+                registry=registry,
+            ).labels
+        )
         self.http_requests = Counter(
             "bcs_http_requests_total", "HTTP requests.", ["method", "endpoint", "status_code"], registry=registry
         )

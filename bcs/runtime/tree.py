@@ -36,6 +36,7 @@ from bcs.http.access import callers_of
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.health import HealthHandlers
+from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.server import AddressUnavailable, HttpServer, open_listener
 from bcs.http.tls import tls_of
@@ -59,6 +60,7 @@ from bcs.supervision import (
 )
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
+from bcs.usecases.invalidate_phases import PhaseInvalidator
 from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.usecases.new_batches import NewBatches
 from bcs.usecases.report_phase import PhaseReporter
@@ -282,6 +284,15 @@ class Service:
             reading=reading,
             page_bytes=settings.http_page_bytes,
         )
+        invalidator = PhaseInvalidator(
+            runtime=self._runtime,
+            store=self.store,
+            reader=reader,
+            batches=self.batches,
+            clocks=clocks,
+            law=self._law,
+            reading=reading,
+        )
         http = HttpServer(
             settings=settings,
             telemetry=self.telemetry,
@@ -291,6 +302,7 @@ class Service:
             tls=self._tls,
             pipelines=pipelines,
             batches=batches,
+            invalidation=InvalidationHandlers(invalidator, self._phases),
             health=health,
             actors=actors,
             rates=self._rates(),

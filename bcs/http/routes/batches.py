@@ -49,12 +49,12 @@ class BatchHandlers:
 
     async def show(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}."""
-        batch_id = _batch_id(request)
+        batch_id = batch_id_of(request)
         query = parse_query(EssaysQuery, request.query.items())
         async with self.reading:
             state, version, source = await self.reader.state(batch_id)
             if state.empty:
-                raise _unknown_batch()
+                raise unknown_batch()
             evaluation = Evaluation(state, self.law)
             names = phases_to_show(state, self.definitions.phases)
             extent = extent_of(query.after, query.limit, page_bytes=self.page_bytes, phases=len(names))
@@ -77,18 +77,22 @@ class BatchHandlers:
         """GET /internal/v1/batches/{id}/history."""
         if self.archive is None:
             raise Problem(HTTPStatus.NOT_FOUND, "no-archive", "there is no archive: BCS_DATABASE_URL is not set")
-        batch_id = _batch_id(request)
+        batch_id = batch_id_of(request)
         query = parse_query(HistoryQuery, request.query.items())
         async with self.reading:
             page = await read_page(self.archive, batch_id, before=query.before, limit=query.limit)
             if page is None:
-                raise _unknown_batch()
+                raise unknown_batch()
             older = page.continues_before
             following = None if older is None else history_path(batch_id, query.limit, older)
             return reply_encoded(await paced(encoding_history(batch_id, page.entries, following)))
 
 
-def _batch_id(request: web.Request) -> str:
+def batch_id_of(request: web.Request) -> str:
+    """The batch in the path of a request.
+
+    :raises InvalidParameters: no batch can have this id.
+    """
     # The raw path is needed. In the decoded path, bytes that are not UTF-8 stay percent-encoded, so an id that contains
     # "%FF" as text would look the same.
     segment = request.rel_url.raw_path.split("/")[_ID_SEGMENT]
@@ -96,5 +100,6 @@ def _batch_id(request: web.Request) -> str:
     return batch_id
 
 
-def _unknown_batch() -> Problem:
+def unknown_batch() -> Problem:
+    """404: no fact of the batch is stored."""
     return Problem(HTTPStatus.NOT_FOUND, "unknown-batch", "the batch is unknown: no event named it, or it has expired")
