@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from bcs.storage.redis.batch_codec import BatchKeys
 from tests.support.events import now, registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Answer, Orchestrator, RunningService, service_in_thread
+from tests.support.stalls import watched
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -255,6 +257,30 @@ async def test_a_fact_far_in_the_future_is_named_instead_of_left_in_force(
     in_the_way = {"fact": "essay_phase_ended", "essay_id": "a", "at": format_timestamp(IN_2031_US)}
     assert answer.json["in_the_way"] == in_the_way
     assert await orchestrator.to_run(batch) == ["ai_feedback"]
+
+
+@pytest.mark.release
+@pytest.mark.serial
+async def test_no_order_holds_up_the_loop(service: RunningService, orchestrator: Orchestrator, batch: str) -> None:
+    essays = tuple(f"essay-{number:08}-abcdefgh" for number in range(20_000))
+    phases = ["spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching"]
+    marks: list[Fact] = [EssaysRegistered(essays, len(essays), AT_US)]
+    for phase in phases:
+        marks.append(
+            PhaseOutcome(phase, "s", completed=essays, failed=(), speaks_for_all=False, at_us=AT_US, repeat_key="k")
+        )
+    await anyio.to_thread.run_sync(service.run, service.service.store.commit, batch, delta_of(marks))
+    # The objects of this process are a multiple of those of a service, and to look at all of them takes a tenth of a
+    # second.
+    gc.collect()
+    gc.freeze()
+    async with watched(service) as stalls:
+        for named in (None, list(essays[:1000])):
+            for dry_run in (True, False):
+                answer = await invalidate(orchestrator, batch, phases=phases, essays=named, dry_run=dry_run)
+                assert answer.status == 200, answer.body
+    gc.unfreeze()
+    assert 0 < stalls.busy_seconds < 0.1, stalls
 
 
 @pytest.mark.release
