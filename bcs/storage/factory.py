@@ -76,7 +76,7 @@ def open_persistence(
                 clock=monotonic,
                 max_essays=settings.max_essays_per_batch,
             ),
-            outbox=MemoryOutbox(settings.outbox_max_messages, monotonic),
+            outbox=MemoryOutbox(settings.outbox_max_messages, monotonic, settings.announce_once_seconds),
         )
     nodes = redis_nodes(settings)
     # Different from any other process, including earlier ones of this replica, whose leases expire by time.
@@ -104,6 +104,7 @@ def open_persistence(
         consumer=consumer,
         limit=settings.outbox_max_messages,
         explanations=archive.explanations if archive else None,
+        announce_once_seconds=settings.announce_once_seconds,
     )
     skips = RedisSkips(nodes, key_prefix=settings.redis_key_prefix)
     return Persistence(store_name=REDIS, nodes=nodes, store=store, outbox=outbox, archive=archive, skips=skips)
