@@ -19,6 +19,8 @@ One tree; each leaf carries its facts as typed fields, and `retryable` is True w
     │   ├── UnknownPhases            an option names a phase that the requested pipeline does not have
     │   ├── NeededPhasesLeftOut      the request leaves out phases that are not complete and that others need
     │   ├── DefinitionsRefused       the pipeline file is not valid, so a reload changes nothing
+    │   ├── UnknownEssays            the batch does not have the essays that an operator named
+    │   ├── InvalidationOutdated     a known fact lies so far in the future that it can't be taken back
     │   └── ReportOutdated           a known fact lies so far in the future that a phase report would not count
     ├── UndecodableMessage           a Kafka message that can never be applied
     ├── ClocksDiffer                 retryable: this machine's clock or the store's is wrong
@@ -300,21 +302,47 @@ class DefinitionsRefused(RequestRefused):
         self.in_use = in_use
 
 
-class ReportOutdated(RequestRefused):
-    """A known fact about the phase, or about an essay, lies further in the future than clocks may differ.
+class FactInTheFuture(RequestRefused):
+    """A known fact about a phase, or about an essay, lies further in the future than clocks may differ.
 
-    :param phase: the phase of the phase report.
+    :param problem: why the fact is in the way.
+    :param phase: the phase of the request.
     :param fact: the kind of that fact.
     :param essay_id: the essay of that fact; None where the fact is about all essays.
     :param at_us: the time of that fact, in microseconds since 1970 UTC.
     """
 
-    def __init__(self, phase: str, fact: str, essay_id: str | None, at_us: int) -> None:
-        super().__init__(f"a known fact ({fact}) lies in the future, so a report on {phase} would not count")
+    def __init__(self, problem: str, phase: str, fact: str, essay_id: str | None, at_us: int) -> None:
+        super().__init__(f"a known fact ({fact}) lies in the future, so {problem}")
         self.phase = phase
         self.fact = fact
         self.essay_id = essay_id
         self.at_us = at_us
+
+
+class ReportOutdated(FactInTheFuture):
+    """A phase report would not count, or not for long."""
+
+    def __init__(self, phase: str, fact: str, essay_id: str | None, at_us: int) -> None:
+        super().__init__(f"a report on {phase} would not count", phase, fact, essay_id, at_us)
+
+
+class InvalidationOutdated(FactInTheFuture):
+    """An invalidation would leave a known fact in force."""
+
+    def __init__(self, phase: str, fact: str, essay_id: str | None, at_us: int) -> None:
+        super().__init__(f"it would still count for {phase}", phase, fact, essay_id, at_us)
+
+
+class UnknownEssays(RequestRefused):
+    """The request names essays that the batch does not have.
+
+    :param positions: the positions of these essays in the request, the first of them 0.
+    """
+
+    def __init__(self, positions: tuple[int, ...]) -> None:
+        super().__init__(f"the batch does not have {len(positions)} of the named essays")
+        self.positions = positions
 
 
 class ClocksDiffer(BcsError):

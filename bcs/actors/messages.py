@@ -132,30 +132,34 @@ class DeliveryToken:
 
 
 @dataclass(frozen=True, slots=True)
-class PhaseReport:
-    """The source of a phase report that came over HTTP.
+class HttpSource:
+    """The source of facts that came over HTTP.
 
-    :param report_id: the id of the report, the same for every attempt.
+    :param entry_id: the id of the history entry, the same for every attempt.
+    :param event_type: `REPORTED` or `INVALIDATED`.
+    :param reason: an operator's reason; None for a phase report.
     """
 
-    report_id: UUID
+    entry_id: UUID
     correlation_id: str
     asked_by: str
+    event_type: str = REPORTED
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ApplyFacts:
     """To a batch's actor: make these facts durable.
 
-    :param token: the Kafka message that the facts came from; None for a phase report.
-    :param report: the phase report that the facts came from; None for a Kafka message.
+    :param token: the Kafka message that the facts came from; None for facts that came over HTTP.
+    :param source: the request that the facts came from; None for a Kafka message.
     :param reply: for the caller that waits; None if no caller waits.
     """
 
     batch_id: str
     facts: tuple[Fact, ...]
     token: DeliveryToken | None = None
-    report: PhaseReport | None = None
+    source: HttpSource | None = None
     reply: Reply[None] | None = None
 
     @property
@@ -167,8 +171,8 @@ class ApplyFacts:
 
     @property
     def correlation_id(self) -> str | None:
-        """The correlation id of the event or of the phase report."""
-        origin = self.token or self.report
+        """The correlation id of the event or of the request."""
+        origin = self.token or self.source
         return origin.correlation_id if origin else None
 
     def entry(self, now_us: int) -> FactsRecorded:
@@ -177,16 +181,17 @@ class ApplyFacts:
         :param now_us: the present time, in microseconds since 1970 UTC.
         """
         if self.token is None:
-            assert self.report is not None  # noqa: S101 (facts come from Kafka or over HTTP)
-            report = self.report
+            assert self.source is not None  # noqa: S101 (facts come from Kafka or over HTTP)
+            source = self.source
             return FactsRecorded(
-                report.report_id,
+                source.entry_id,
                 self.batch_id,
                 now_us,
                 facts=self.facts,
-                event_type=REPORTED,
-                correlation_id=report.correlation_id,
-                asked_by=report.asked_by,
+                event_type=source.event_type,
+                correlation_id=source.correlation_id,
+                asked_by=source.asked_by,
+                reason=source.reason,
             )
         token = self.token
         event = DecodedEvent(

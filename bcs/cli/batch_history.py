@@ -62,6 +62,7 @@ def _answer(entry: PipelineResolved) -> str:
 def _sentences(facts: Sequence[Fact]) -> list[str]:
     """One sentence for each kind of fact. A single essay is named; several essays are counted."""
     essays = Counter((fact.phase, fact.outcome) for fact in facts if isinstance(fact, EssayPhaseEnded))
+    invalidated = Counter(fact.phase for fact in facts if isinstance(fact, PhaseInvalidated))
     sentences: dict[str, None] = {}
     for fact in facts:
         if isinstance(fact, EssayPhaseEnded):
@@ -73,8 +74,9 @@ def _sentences(facts: Sequence[Fact]) -> list[str]:
         elif isinstance(fact, PhaseReported):
             sentences[f"{fact.phase} reported {OUTCOMES[fact.outcome]} for the whole batch"] = None
         elif isinstance(fact, PhaseInvalidated):
+            count = invalidated[fact.phase]
             scope = "all essays" if fact.essay_id is None else f"essay {fact.essay_id}"
-            sentences[f"{fact.phase} invalidated for {scope}"] = None
+            sentences[f"{fact.phase} invalidated for {scope if count == 1 else f'{count} essays'}"] = None
         else:
             named = counted(len(fact.essay_ids), "essay")
             sentences[f"{named} registered, {fact.expected_count} expected"] = None
@@ -96,6 +98,7 @@ def _outcome(fact: PhaseOutcome) -> str:
 def _origin(entry: FactsRecorded) -> list[str]:
     position = entry.position
     if position is None:
-        return [f"{entry.event_type} over HTTP, by {entry.asked_by or 'an unknown caller'}"]
+        lines = [f"{entry.event_type} over HTTP, by {entry.asked_by or 'an unknown caller'}"]
+        return lines if entry.reason is None else [*lines, f"reason: {entry.reason}"]
     event = f"{entry.event_type}, event id {entry.event_id}" if entry.event_id else entry.event_type
     return [event, f"from {position.topic}/{position.partition}/{position.offset}"]

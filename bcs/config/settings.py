@@ -371,6 +371,11 @@ class Settings(CommandSettings):
         description="the number of streams that the outbox and the queues before the archive are spread over; "
         "it can be changed at any time",
     )
+    announce_once_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        60.0,
+        description="how long a repeated request with the same correlation id announces no phase again; 0 to announce "
+        "with every request",
+    )
     outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between polls of an idle outbox")
     outbox_unwritable_seconds: Seconds = Field(
         5.0, description="the wait before a topic that could not be written is retried"

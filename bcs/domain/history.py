@@ -14,6 +14,9 @@ from bcs.domain.resolve_options import PLAIN, ResolveOptions
 REPORTED = "PhaseReported"
 """The event type of a phase report, which comes over HTTP."""
 
+INVALIDATED = "PhasesInvalidated"
+"""The event type of an operator's invalidation, which comes over HTTP."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -30,10 +33,11 @@ class FactsRecorded:
 
     :param entry_id: the same each time the same message is consumed, so that the archive stores the entry once.
     :param at_us: when BCS received the facts, in microseconds since 1970 UTC; each fact has its own time besides.
-    :param event_type: the name of the event's model, or `REPORTED`.
+    :param event_type: the name of the event's model, or `REPORTED` or `INVALIDATED`.
     :param event_id: the event envelope's, where it has one.
-    :param position: the message in Kafka; None for a phase report.
-    :param asked_by: the caller of a phase report; None for a message from Kafka.
+    :param position: the message in Kafka; None for facts that came over HTTP.
+    :param asked_by: the caller over HTTP; None for a message from Kafka.
+    :param reason: an operator's reason for an invalidation; None for other facts.
     """
 
     entry_id: UUID
@@ -46,6 +50,7 @@ class FactsRecorded:
     event_id: str | None = None
     position: Position | None = None
     asked_by: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,7 @@ def weight(entry: HistoryEntry) -> int:
         if entry.options is not PLAIN:
             characters += sum(len(name) + sum(map(len, value)) for name, value in entry.options.given().items())
         return 1 + characters // _CHARACTERS_OF_A_FACT
-    characters += len(entry.event_id or "")
+    characters += len(entry.event_id or "") + len(entry.reason or "")
     facts = 0
     for fact in entry.facts:
         if isinstance(fact, EssayPhaseEnded):

@@ -234,7 +234,9 @@ def delta_of(facts: Iterable[Fact]) -> BatchState:
         elif isinstance(fact, PhaseReported):
             delta.merge(BatchState(reports={fact.phase: Mark(fact.outcome, fact.at_us)}))
         elif isinstance(fact, PhaseInvalidated):
-            delta.merge(BatchState(invalidations={fact.phase: {fact.essay_id: fact.at_us}}))
+            # Without `merge`: one request may name thousands of essays.
+            times = delta.invalidations.setdefault(fact.phase, {})
+            times[fact.essay_id] = max(fact.at_us, times.get(fact.essay_id, fact.at_us))
         else:
             delta.merge(_registered(fact))
     return delta

@@ -95,6 +95,51 @@ class PhaseRecorded(TypedDict):
 
 
 @described
+class TakenBackEssay(TypedDict):
+    """An essay whose completion or failure no longer counts."""
+
+    essay_id: str
+    outcome: EndedAs
+    at: Timestamp
+
+
+@described
+class TakenBack(TypedDict):
+    """What no longer counts of a phase."""
+
+    phase: str
+    at: Timestamp
+    """Facts of the phase that are older no longer count. A newer completion counts."""
+    was_complete: bool
+    complete: bool
+    """True where the phase is complete in spite of it."""
+    completed: Count
+    """Essays whose completion no longer counts."""
+    failed: Count
+    """Essays whose failure no longer counts."""
+    report: Mark | None
+    """The phase report that no longer counts for any essay."""
+    outcome: Ending | None
+    """The newest outcome, if it no longer counts for any essay."""
+    essays: Sequence[TakenBackEssay]
+    """The first 100 of these essays, in the order of their ids."""
+
+
+@described
+class PhasesInvalidated(TypedDict):
+    """What was taken back, or for a dry run what would be."""
+
+    batch_id: str
+    dry_run: bool
+    """True if nothing was changed."""
+    phases: Sequence[TakenBack]
+    no_longer_complete: Sequence[str]
+    """The phases that were complete until now, also those that require one of the named phases."""
+    warnings: NotRequired[Warnings]
+    """Fields of the request that BCS does not read, and that look like a field that it reads."""
+
+
+@described
 class ExpectedEssays(TypedDict):
     """How many essays the batch was registered with, and when."""
 
@@ -260,10 +305,12 @@ class FactsEntry(TypedDict):
     event_type: str
     event_id: str | None
     source: KafkaPosition | None
-    """Null for a phase report."""
+    """Null for facts that came over HTTP."""
     reported_by: str | None
-    """The caller of a phase report."""
+    """The caller of a phase report or of an invalidation."""
     facts: Sequence[Fact]
+    reason: NotRequired[str]
+    """Of an invalidation."""
 
 
 @described
@@ -557,9 +604,9 @@ class Problem(TypedDict):
     scope: NotRequired[str]
     """Of `forbidden`: the scope that the caller does not have."""
     phase: NotRequired[str]
-    """Of `report-outdated`."""
+    """Of `report-outdated` and `invalidation-outdated`."""
     in_the_way: NotRequired[FactInTheWay]
-    """Of `report-outdated`."""
+    """Of `report-outdated` and `invalidation-outdated`."""
     needed_phases: NotRequired[Sequence[NeededPhase]]
     """Of `needed-phase-left-out`."""
     events_behind: NotRequired[Count | None]

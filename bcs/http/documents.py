@@ -207,7 +207,7 @@ def _phase_without_essays(of: PhaseExplanation) -> answers.Phase:
         "missing": of.missing,
         "newest_mark_at": format_timestamp(of.newest.at_us) if of.newest else None,
         "report": mark_document(of.report),
-        "outcome": _ending(of.outcome),
+        "outcome": ending_document(of.outcome),
         "blocking_essays_total": len(of.held_back_by),
         "blocking_essays": [],
     }
@@ -218,10 +218,12 @@ def _essay_id(essay: BlockingEssay) -> str:
 
 
 def mark_document(mark: Mark | None) -> answers.Mark | None:
+    """A mark; None where there is none."""
     return {"outcome": OUTCOMES[mark.outcome], "at": format_timestamp(mark.at_us)} if mark else None
 
 
-def _ending(ending: Ending | None) -> answers.Ending | None:
+def ending_document(ending: Ending | None) -> answers.Ending | None:
+    """An outcome without its lists; None where there is none."""
     return {"status": ending.status, "at": format_timestamp(ending.at_us)} if ending else None
 
 
@@ -233,7 +235,7 @@ def _entry(archived: ArchivedEntry) -> answers.Entry:
 
 
 def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:
-    return {
+    document: answers.FactsEntry = {
         "number": number,
         "recorded_at": format_timestamp(entry.at_us),
         "kind": "facts",
@@ -244,6 +246,9 @@ def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:
         "reported_by": entry.asked_by,
         "facts": [_fact(fact) for fact in entry.facts],
     }
+    if entry.reason is not None:
+        document["reason"] = entry.reason
+    return document
 
 
 def _resolution(number: int, entry: PipelineResolved) -> answers.ResolutionEntry:

@@ -32,7 +32,7 @@ from bcs.http.parameters import (
     HistoryQuery,
 )
 from bcs.http.problems import TITLES, Kind
-from bcs.http.requests import Body, CompletePhase, DefinePipeline
+from bcs.http.requests import Body, CompletePhase, DefinePipeline, InvalidatedPhases
 from bcs.http.routes.definitions import DOT_TYPE, MERMAID_TYPE, SVG_TYPE
 from bcs.wire.events import Identifier
 
@@ -48,7 +48,7 @@ _SCOPES = {
     Scope.RESOLVE: "ask which phases a batch still needs",
     Scope.REPORT: "report a phase",
     Scope.READ: "read batches, histories, pipelines and actors",
-    Scope.OPERATE: "kill actors, and reload the pipeline file",
+    Scope.OPERATE: "take completions back, reload the pipeline file, kill actors",
 }
 
 STATUSES: Mapping[Kind, HTTPStatus] = {
@@ -65,6 +65,7 @@ STATUSES: Mapping[Kind, HTTPStatus] = {
     "intake-behind": HTTPStatus.SERVICE_UNAVAILABLE,
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
     "invalid-request": HTTPStatus.BAD_REQUEST,
+    "invalidation-outdated": HTTPStatus.CONFLICT,
     "method-not-allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "needed-phase-left-out": HTTPStatus.CONFLICT,
     "no-archive": HTTPStatus.NOT_FOUND,
@@ -253,6 +254,20 @@ _CALLS = (
         query=HistoryQuery,
         path_parameters=_BATCH_ID,
         headers=_CORRELATION,
+    ),
+    _Call(
+        method="post",
+        path=f"{BATCHES}/{{id}}/invalidate",
+        name="invalidatePhases",
+        summary="Take completions of a batch back, so that phases run again",
+        answers={HTTPStatus.OK: answers.PhasesInvalidated},
+        problems=("unknown-batch", "invalidation-outdated", "unavailable", *_WITH_BODY),
+        scope=Scope.OPERATE,
+        body=InvalidatedPhases,
+        example={"phases": ["spellcheck"], "reason": "the dictionary was wrong, see INC-7", "dry_run": True},
+        path_parameters=_BATCH_ID,
+        headers=_CORRELATION,
+        leads_to={"showBatch": _OF_PATH, "showHistory": _OF_PATH},
     ),
     _Call(
         method="get",

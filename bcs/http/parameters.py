@@ -144,6 +144,11 @@ def explained_essays_path(batch_id: str, pipeline: str, limit: int, after: str) 
     return f"{explain_path(batch_id, pipeline)}?explain=full&limit={limit}&after={quote(after, safe='')}"
 
 
+def invalidate_path(batch_id: str) -> str:
+    """The path for taking completions of a batch back."""
+    return f"{_batch_path(batch_id)}/invalidate"
+
+
 def _batch_path(batch_id: str) -> str:
     return f"{BATCHES}/{_segment(batch_id)}"
 

@@ -13,6 +13,7 @@ from bcs.domain.times import format_timestamp
 from bcs.errors import (
     ClocksDiffer,
     DefinitionsRefused,
+    FactInTheFuture,
     IntakeBehind,
     NeededPhasesLeftOut,
     PromptRequired,
@@ -43,6 +44,7 @@ Kind = Literal[
     "intake-behind",
     "internal",
     "invalid-request",
+    "invalidation-outdated",
     "method-not-allowed",
     "needed-phase-left-out",
     "no-archive",
@@ -77,6 +79,7 @@ TITLES: Mapping[Kind, str] = {
     "intake-behind": "Too many events wait to be read",
     "internal": "A fault in this service",
     "invalid-request": "A field of the request is invalid",
+    "invalidation-outdated": "The invalidation is outdated",
     "method-not-allowed": "The path does not support this method",
     "needed-phase-left-out": "The request leaves out a phase that is needed",
     "no-archive": "There is no archive",
@@ -207,9 +210,10 @@ def problem_of(error: Exception) -> Problem | None:
     if isinstance(error, IntakeBehind):
         behind = {"events_behind": error.events, "seconds_behind": error.seconds}
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "intake-behind", str(error), behind, retry=True)
-    if isinstance(error, ReportOutdated):
+    if isinstance(error, FactInTheFuture):
+        kind: Kind = "report-outdated" if isinstance(error, ReportOutdated) else "invalidation-outdated"
         fact = {"fact": error.fact, "essay_id": error.essay_id, "at": format_timestamp(error.at_us)}
-        return Problem(HTTPStatus.CONFLICT, "report-outdated", str(error), {"phase": error.phase, "in_the_way": fact})
+        return Problem(HTTPStatus.CONFLICT, kind, str(error), {"phase": error.phase, "in_the_way": fact})
     if isinstance(error, TooManyNewBatches):
         return _limited("too-many-new-batches", str(error), error.wait_seconds)
     if isinstance(error, OSError) and error.errno in USED_UP:

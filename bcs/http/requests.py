@@ -33,6 +33,9 @@ _BEFORE_KEPT = len('{"batch_id":""')
 
 _MOST_NAMES = 100
 PhaseNames = Annotated[tuple[Identifier, ...], Field(max_length=_MOST_NAMES, fail_fast=True)]
+MOST_INVALIDATED_PHASES = 20
+MOST_INVALIDATED_ESSAYS = 1_000
+
 CorrelationId = Annotated[str, Field(min_length=1, max_length=MOST_ID_CHARACTERS)]
 
 
@@ -176,6 +179,32 @@ class CompletePhase(Body):
     batch_id: Identifier
     phase_name: Annotated[Identifier, Field(description="A phase of the platform or of the configuration.")]
     success: StrictBool
+
+
+class InvalidatedPhases(Body):
+    """An operator's order to take completions of a batch back."""
+
+    fields: ClassVar[Fields] = {"phases": None, "essays": None, "reason": None, "dry_run": None, "correlation_id": None}
+    phases: Annotated[
+        tuple[Identifier, ...],
+        Field(
+            min_length=1,
+            max_length=MOST_INVALIDATED_PHASES,
+            fail_fast=True,
+            description="Phases of the platform or of the configuration.",
+        ),
+    ]
+    essays: Annotated[
+        Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=MOST_INVALIDATED_ESSAYS, fail_fast=True)]
+        | None,
+        Field(description="Only these essays of the batch. Null or left out: all of them."),
+    ] = None
+    reason: Annotated[
+        str, Field(min_length=1, max_length=500, pattern=r"\S", description="The reason, for the history.")
+    ]
+    dry_run: Annotated[StrictBool, Field(description="True shows what would be taken back, and changes nothing.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True, slots=True)

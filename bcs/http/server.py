@@ -34,6 +34,7 @@ from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import describe
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.health import HealthHandlers
+from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.tls import ServerTls, TlsTransport
 from bcs.observability.failpoints import FailPoint, hit
@@ -111,6 +112,7 @@ class HttpServer:
     definitions: DefinitionHandlers
     batches: BatchHandlers
     explanations: ExplanationHandlers
+    invalidation: InvalidationHandlers
     health: HealthHandlers
     actors: ActorHandlers
     rates: TokenBuckets | None
@@ -270,6 +272,13 @@ class HttpServer:
                 f"{BATCHES}/{{id:[^/]+}}/explain/{{pipeline:[^/]+}}",
                 self.explanations.explain,
                 scope=Scope.READ,
+            )
+            add(
+                "POST",
+                f"{BATCHES}/{{id:[^/]+}}/invalidate",
+                self.invalidation.invalidate,
+                scope=Scope.OPERATE,
+                reads_body=True,
             )
             add("GET", "/internal/v1/actors", self.actors.show, scope=Scope.READ)
             add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill, scope=Scope.OPERATE)

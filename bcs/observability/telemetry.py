@@ -77,6 +77,14 @@ class Telemetry:
             "1 if the last reload was refused, so that older pipeline definitions stay in use.",
             registry=registry,
         )
+        self.phases_invalidated = cache(
+            Counter(
+                "bcs_phases_invalidated_total",
+                "Phases of batches whose completions an operator took back.",
+                ["phase"],
+                registry=registry,
+            ).labels
+        )
         self.http_requests = Counter(
             "bcs_http_requests_total", "HTTP requests.", ["method", "endpoint", "status_code"], registry=registry
         )

@@ -40,6 +40,7 @@ from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.health import HealthHandlers
+from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.server import AddressUnavailable, HttpServer, open_listener
 from bcs.http.tls import tls_of
@@ -65,6 +66,7 @@ from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader, SnapshotReader
 from bcs.usecases.explain_pipeline import PipelineExplainer
+from bcs.usecases.invalidate_phases import PhaseInvalidator
 from bcs.usecases.new_batches import NewBatches
 from bcs.usecases.report_phase import PhaseReporter
 from bcs.usecases.resolve_pipeline import PipelineResolver
@@ -303,6 +305,15 @@ class Service:
             reading=reading,
             page_bytes=settings.http_page_bytes,
         )
+        invalidator = PhaseInvalidator(
+            runtime=self._runtime,
+            store=self.store,
+            reader=reader,
+            batches=self.batches,
+            clocks=clocks,
+            definitions=self.definitions,
+            reading=reading,
+        )
         http = HttpServer(
             settings=settings,
             telemetry=self.telemetry,
@@ -316,6 +327,7 @@ class Service:
             explanations=ExplanationHandlers(
                 definitions=self.definitions, explainer=explainer, page_bytes=settings.http_page_bytes
             ),
+            invalidation=InvalidationHandlers(invalidator, self.definitions),
             health=health,
             actors=actors,
             rates=self._rates(),

@@ -84,7 +84,7 @@ def open_persistence(
             store_name=MEMORY,
             nodes=None,
             store=memory,
-            outbox=MemoryOutbox(settings.outbox_max_messages, monotonic),
+            outbox=MemoryOutbox(settings.outbox_max_messages, monotonic, settings.announce_once_seconds),
             snapshots=memory,
         )
     nodes = redis_nodes(settings)
@@ -116,6 +116,7 @@ def open_persistence(
         consumer=consumer,
         limit=settings.outbox_max_messages,
         explanations=archive.explanations if archive else None,
+        announce_once_seconds=settings.announce_once_seconds,
     )
     skips = RedisSkips(nodes, key_prefix=settings.redis_key_prefix)
     snapshots = ReadOnlyStore(

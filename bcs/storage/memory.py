@@ -128,11 +128,15 @@ class MemoryOutbox:
 
     :param limit: how many messages the outbox holds at most.
     :param clock: returns monotonic seconds.
+    :param announce_once_seconds: how long an announcement is not stored again; 0 to store each.
     """
 
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+    def __init__(self, limit: int, clock: Callable[[], float], announce_once_seconds: float = 0.0) -> None:
         self._limit = limit
         self._clock = clock
+        self._announce_once_seconds = announce_once_seconds
+        # The event ids of announcements, in the order in which they may be announced again, with the time.
+        self._announced: OrderedDict[str, float] = OrderedDict()
         self._waiting: deque[LeasedMessage] = deque()
         self._leased: dict[str, tuple[float, LeasedMessage]] = {}
         self._appended = 0
@@ -145,10 +149,23 @@ class MemoryOutbox:
         if len(self._waiting) + len(self._leased) + len(messages) > self._limit:
             raise OutboxFull(self._limit)
         for message in messages:
+            if self._is_repeated(message):
+                continue
             self._appended += 1
             entry = Leased(str(self._appended), message)
             self._since[entry.entry_id] = self._clock()
             self._waiting.append(entry)
+
+    def _is_repeated(self, message: OutboundMessage) -> bool:
+        if not self._announce_once_seconds or message.event_id is None:
+            return False
+        now = self._clock()
+        while self._announced and next(iter(self._announced.values())) <= now:
+            self._announced.popitem(last=False)
+        if message.event_id in self._announced:
+            return True
+        self._announced[message.event_id] = now + self._announce_once_seconds
+        return False
 
     async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
         """See `Outbox.announce`; there is no archive, so the explanation is dropped."""

@@ -225,7 +225,8 @@ class OutboxWriter(Protocol):
     async def append(self, messages: Sequence[OutboundMessage]) -> None:
         """Store messages; those with the same key all or none. When this returns, they are durable.
 
-        To store the same messages again adds nothing twice.
+        To store the same messages again adds nothing twice. An announcement with the same `event_id` as one that was
+        stored shortly before is not stored.
 
         :raises OutboxFull: none was stored.
         :raises StoreUnavailable: each may be stored or not.

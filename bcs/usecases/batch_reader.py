@@ -59,6 +59,18 @@ class BatchReader:
                 raise
             return await self._from_the_archive(batch_id, error), None, POSTGRESQL
 
+    async def facts(self, batch_id: str) -> BatchState:
+        """The state of the batch alone. Unlike `state`, this leaves no summary in the store.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        try:
+            return await self.store.state(batch_id)
+        except StoreUnavailable as error:
+            if self.archive is None or not self.archive.can_answer_for_redis(error):
+                raise
+            return await self._from_the_archive(batch_id, error)
+
     async def state_for_report(self, batch_id: str) -> BatchState:
         """The state of the batch; while the archive is unreachable, only the copy in Redis.
 

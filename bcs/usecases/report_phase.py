@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bcs.actors.asking import ask_with_retry
 from bcs.actors.clocks import Clocks
-from bcs.actors.messages import ApplyFacts, BatchCommand, PhaseReport
+from bcs.actors.messages import ApplyFacts, BatchCommand, HttpSource
 from bcs.actors.runtime import Runtime
 from bcs.domain.facts import Outcome, PhaseReported
 from bcs.domain.reporting import report_time_us
@@ -66,12 +66,12 @@ class PhaseReporter:
         at_us = report_time_us(state, command.phase, now_us=now_us, max_skew_us=self.clocks.max_skew_us)
         del state  # a large state must not stay in memory while the report is stored
         fact = PhaseReported(command.phase, command.outcome, at_us)
-        report = PhaseReport(self.runtime.new_id(), command.correlation_id, command.caller)
+        report = HttpSource(self.runtime.new_id(), command.correlation_id, command.caller)
         # Each attempt sends the same time, so a second attempt after the actor died changes nothing.
         await ask_with_retry(
             lambda: self.batches.ask(
                 command.batch_id,
-                lambda reply: ApplyFacts(command.batch_id, (fact,), report=report, reply=reply),
+                lambda reply: ApplyFacts(command.batch_id, (fact,), source=report, reply=reply),
                 self.runtime.settings.request_deadline_seconds,
             )
         )

@@ -32,6 +32,8 @@ class OutboundMessage:
     :param kind: `phase_skipped` or `dead_letter`.
     :param truncated: a smaller value that is sent, with our own headers only, when the broker refuses the message as
         too large; None where there is none.
+    :param event_id: the id of the event in an announcement: the same for a repeated request. None in other messages,
+        and in messages that were read from the outbox.
     :param waits_since_ms: since when the message has waited, in milliseconds since 1970 UTC, where it waited already
         before its present entry in the outbox was made; else None.
     """
@@ -43,6 +45,7 @@ class OutboundMessage:
     _: KW_ONLY
     truncated: bytes | None = None
     headers: Headers = ()
+    event_id: str | None = field(default=None, compare=False)
     waits_since_ms: int | None = field(default=None, compare=False)
 
     @property
@@ -115,8 +118,9 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, tr
     # The same text as json.dumps() of a list. It must never change, because the event ids depend on it.
     identity = f"[{_quoted(correlation_id)}, {_quoted(batch_id)}, {_quoted(phase)}]"
     correlation_uuid = as_uuid(correlation_id)
+    event_id = str(uuid.uuid5(_NAMESPACE, identity))
     envelope = {
-        "event_id": str(uuid.uuid5(_NAMESPACE, identity)),
+        "event_id": event_id,
         "event_type": topics.PHASE_SKIPPED,
         "event_timestamp": when,
         "source_service": SERVICE,
@@ -139,7 +143,9 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, tr
         },
         "metadata": {"partition_key": batch_id, **trace},
     }
-    return OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, batch_id.encode(), to_json(envelope))
+    return OutboundMessage(
+        "phase_skipped", topics.PHASE_SKIPPED, batch_id.encode(), to_json(envelope), event_id=event_id
+    )
 
 
 def announced_ms(value: bytes) -> int | None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import anyio.to_thread
 from redis.asyncio import Redis
 
-from bcs.actors.messages import ApplyFacts, PhaseReport
+from bcs.actors.messages import ApplyFacts, HttpSource
 from bcs.domain.facts import Fact
 from bcs.domain.history import FactsRecorded
 from bcs.domain.state import BatchState
@@ -86,10 +86,10 @@ class ServiceWithArchive:
 
     async def apply(self, batch_id: str, facts: Sequence[Fact]) -> None:
         """Have facts recorded, as those of a Kafka message are, however often that takes."""
-        report = PhaseReport(uuid.uuid4(), "correlation", "the test")
+        report = HttpSource(uuid.uuid4(), "correlation", "the test")
 
         def build(reply: object) -> ApplyFacts:
-            return ApplyFacts(batch_id, tuple(facts), report=report, reply=reply)  # type: ignore[arg-type]
+            return ApplyFacts(batch_id, tuple(facts), source=report, reply=reply)  # type: ignore[arg-type]
 
         async def ask() -> bool:
             await self.running.service.batches.ask(batch_id, build, _ASK_SECONDS)

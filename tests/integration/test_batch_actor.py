@@ -15,7 +15,7 @@ import pytest
 
 from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
 from bcs.actors.dead_letters import DeadLetters
-from bcs.actors.messages import ApplyFacts, BatchCommand, DeliveryToken, PhaseReport
+from bcs.actors.messages import ApplyFacts, BatchCommand, DeliveryToken, HttpSource
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
 from bcs.domain.history import FactsRecorded, HistoryEntry
@@ -216,9 +216,9 @@ async def test_a_report_whose_caller_is_gone_is_not_stored() -> None:
     store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[DeliveryToken]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     fact = PhaseReported("nlp", Outcome.COMPLETED, 1)
-    report = PhaseReport(uuid.uuid4(), "correlation", "the test")
+    report = HttpSource(uuid.uuid4(), "correlation", "the test")
     with pytest.raises(AskTimeout):  # it does not run yet, and its caller is told that nothing was recorded
-        await supervisor.ask(BATCH, lambda reply: ApplyFacts(BATCH, (fact,), report=report, reply=reply), 0)
+        await supervisor.ask(BATCH, lambda reply: ApplyFacts(BATCH, (fact,), source=report, reply=reply), 0)
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
         await wait_until(lambda: finished)

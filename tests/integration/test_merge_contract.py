@@ -24,7 +24,9 @@ from bcs.domain.facts import (
     PhaseOutcome,
     PhaseReported,
 )
+from bcs.domain.invalidation import invalidating
 from bcs.domain.progress import BatchSummary
+from bcs.domain.slices import at_once
 from bcs.domain.state import BatchState, Ending, Expected, Mark, delta_of
 from bcs.domain.times import LATEST_US
 from bcs.storage.memory import MemoryStateStore
@@ -254,6 +256,22 @@ async def test_any_order_repetition_and_grouping_gives_the_state_of_the_model(
     storage: Storage, told: tuple[list[Fact], list[list[Fact]]]
 ) -> None:
     assert await storage.merged([delta_of(group) for group in told[1]]) == delta_of(told[0])
+
+
+@settings(against_servers, max_examples=examples(4))
+@given(told=st.lists(facts, max_size=6), late=st.lists(facts, max_size=3), for_all=st.booleans())
+async def test_an_invalidation_and_late_facts_merge_in_any_order(
+    storage: Storage, told: list[Fact], late: list[Fact], for_all: bool
+) -> None:
+    """As an operator's order has it: made from what is known, and committed before or after what is late."""
+    known, later = delta_of(told), delta_of(late)
+    essays = None if for_all else sorted(known.first_seen_us)
+    plan = invalidating(known, LAW, PHASES, essays, now_us=0, max_skew_us=LATEST_US)
+    order = delta_of(at_once(plan).facts)
+    model = delta_of([*told, *late])
+    model.merge(order)
+    for deltas in ([known, order, later], [later, order, known], [order, known, order, later]):
+        assert await storage.merged(deltas) == model
 
 
 async def test_many_batches_in_one_statement_are_merged_each_for_itself(archive: PostgresArchive) -> None:

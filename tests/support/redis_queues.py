@@ -25,6 +25,7 @@ def redis_outbox(
     limit: int = 20,
     streams: int = USUAL_STREAMS,
     explained: bool = False,
+    announce_once_seconds: float = 0.0,
 ) -> RedisOutbox:
     """The outbox of a process.
 
@@ -32,7 +33,13 @@ def redis_outbox(
     """
     layouts = stream_layouts(nodes, key_prefix, streams)
     explanations = ArchiveQueue(layouts, name=EXPLANATIONS, consumer=consumer, limit=limit) if explained else None
-    return RedisOutbox(layouts, consumer=consumer, limit=limit, explanations=explanations)
+    return RedisOutbox(
+        layouts,
+        consumer=consumer,
+        limit=limit,
+        explanations=explanations,
+        announce_once_seconds=announce_once_seconds,
+    )
 
 
 def archive_queue(

@@ -206,6 +206,8 @@ class _Story:
         self._kafka += facts_of_messages("announcement", skipped, self._words)
         await calls.ask("batch", "GET", f"{_BATCHES}/{batch}")
         await calls.ask("page of a batch", "GET", f"{_BATCHES}/{batch}?limit=1")
+        order = {"phases": ["spellcheck", "nlp"], "reason": "surface", "dry_run": True}
+        await calls.ask("to be taken back", "POST", f"{_BATCHES}/{batch}/invalidate", json=order)
         await wait_until(lambda: self._has_entries(calls, 9))
         await calls.ask("history", "GET", f"{_BATCHES}/{batch}/history")
         await calls.ask("page of a history", "GET", f"{_BATCHES}/{batch}/history?limit=1")
@@ -217,6 +219,8 @@ class _Story:
         asked = self._asked("ai_feedback")
         await calls.ask("unknown batch", "GET", f"{_BATCHES}/nobody")
         await calls.ask("unknown batch's history", "GET", f"{_BATCHES}/nobody/history")
+        order = {"phases": ["nlp"], "reason": "surface"}
+        await calls.ask("unknown batch's invalidation", "POST", f"{_BATCHES}/nobody/invalidate", json=order)
         await calls.ask("invalid query", "GET", f"{_BATCHES}/nobody?limit=0")
         await calls.ask("invalid body", "POST", DEFINE, json={"batch_id": "", "requested_pipline": "x"})
         await calls.ask("unknown phase", "POST", COMPLETE, json={"batch_id": "b", "phase_name": "x", "success": True})

@@ -88,7 +88,10 @@ class BatchHandlers:
 
 
 def batch_id_of(request: web.Request) -> str:
-    """The batch in the path of a request, which is noted for the log."""
+    """The batch in the path of a request.
+
+    :raises InvalidParameters: no batch can have this id.
+    """
     # The raw path is needed. In the decoded path, bytes that are not UTF-8 stay percent-encoded, so an id that contains
     # "%FF" as text would look the same.
     segment = request.rel_url.raw_path.split("/")[_ID_SEGMENT]

@@ -30,12 +30,20 @@ class RedisOutbox(StreamSet[OutboundMessage]):
     :param consumer: this process's name among the replicas.
     :param limit: how many messages the outbox holds at most.
     :param explanations: the queue of explanations that wait for the archive; None without an archive.
+    :param announce_once_seconds: how long an announcement is not stored again; 0 to store each.
     """
 
     def __init__(
-        self, layouts: StreamLayouts, *, consumer: str, limit: int, explanations: ArchiveQueue | None = None
+        self,
+        layouts: StreamLayouts,
+        *,
+        consumer: str,
+        limit: int,
+        explanations: ArchiveQueue | None = None,
+        announce_once_seconds: float = 0.0,
     ) -> None:
         super().__init__(layouts, limit=limit)
+        self._once_ms = int(announce_once_seconds * 1000)
         self._consumer = consumer
         self._explanations = explanations
 
@@ -97,6 +105,7 @@ class RedisOutbox(StreamSet[OutboundMessage]):
             number=number,
             consumer=self._consumer,
             lengths=self._lengths,
+            once_ms=self._once_ms,
         )
 
     def _key(self, message: OutboundMessage) -> bytes:
@@ -115,9 +124,19 @@ class OutboxStream(RedisQueue[OutboundMessage]):
     :param number: the stream's number.
     :param consumer: this process's name among the replicas.
     :param lengths: see `RedisQueue`.
+    :param once_ms: how long an announcement is not stored again, in milliseconds; 0 to store each.
     """
 
-    def __init__(self, nodes: Nodes, *, key_prefix: str, number: int, consumer: str, lengths: KnownLengths) -> None:
+    def __init__(
+        self,
+        nodes: Nodes,
+        *,
+        key_prefix: str,
+        number: int,
+        consumer: str,
+        lengths: KnownLengths,
+        once_ms: int = 0,
+    ) -> None:
         super().__init__(
             nodes,
             stream=stream_key(key_prefix, number),
@@ -125,6 +144,7 @@ class OutboxStream(RedisQueue[OutboundMessage]):
             group="publishers",
             consumer=consumer,
             lengths=lengths,
+            once_ms=once_ms,
         )
 
     def _fields(self, message: OutboundMessage) -> list[str | bytes]:
@@ -150,6 +170,10 @@ class OutboxStream(RedisQueue[OutboundMessage]):
             ),
             waits_since_ms=int(fields[b"since"]) if b"since" in fields else None,
         )
+
+    def _once_key(self, message: OutboundMessage) -> str | None:
+        # In the slot of the stream, so that one script sets this key and adds the message.
+        return f"{self.key}:announced:{message.event_id}" if self._once_ms and message.event_id else None
 
     def _since_ms(self, message: OutboundMessage) -> int | None:
         return message.waits_since_ms

@@ -6,8 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 from anyio.lowlevel import checkpoint
@@ -47,6 +46,20 @@ _DECODED_AT_A_TIME_BYTES = 256 * 1024
 Fields = list[str | bytes]
 
 
+class _Addition(NamedTuple):
+    """An entry to add.
+
+    :param identity: a repeated write of an entry has the same identity.
+    :param since_ms: since when it has waited, in milliseconds since 1970 UTC; None where its wait starts now.
+    :param once_key: a key that exists while no such entry is to be added again; None where there is none.
+    """
+
+    identity: str | bytes
+    since_ms: int | None
+    fields: Fields
+    once_key: str | None = None
+
+
 class KnownLengths:
     """The lengths of all streams of a queue together, by the last replies."""
 
@@ -66,10 +79,19 @@ class RedisQueue(ABC, Generic[T]):
     :param group: the stream's consumer group.
     :param consumer: this process's name among the replicas.
     :param lengths: gets the stream's length.
+    :param once_ms: how long an entry with a key of its own is not added again, in milliseconds; see `_once_key`.
     """
 
     def __init__(
-        self, nodes: Nodes, *, stream: str, parked: str, group: str, consumer: str, lengths: KnownLengths
+        self,
+        nodes: Nodes,
+        *,
+        stream: str,
+        parked: str,
+        group: str,
+        consumer: str,
+        lengths: KnownLengths,
+        once_ms: int = 0,
     ) -> None:
         self.key = stream
         self.length: int | None = None
@@ -80,6 +102,7 @@ class RedisQueue(ABC, Generic[T]):
         self._lengths = lengths
         self._parked = parked
         self._waiting = f"{stream}:waiting"
+        self._once_ms = once_ms
         self._group = group
         self._consumer = consumer
         self._cursor = "0-0"
@@ -103,6 +126,10 @@ class RedisQueue(ABC, Generic[T]):
         """Since when an item has waited, in milliseconds since 1970 UTC; None where its wait starts now."""
         return None
 
+    def _once_key(self, item: T) -> str | None:
+        """A key that is the same for equal items, whenever they were made; None where each item is to be added."""
+        return None
+
     @property
     def node(self) -> Node:
         """The server that has the stream."""
@@ -123,7 +150,7 @@ class RedisQueue(ABC, Generic[T]):
         :returns: the replies to `then`.
         :raises StoreUnavailable: whether the items were appended is unknown.
         """
-        entries, size_bytes = _identified([self._fields(item) for item in items], map(self._since_ms, items))
+        entries, size_bytes = self._identified(items)
         keys, arguments = self._addition(self.key, "taken", _KEPT_IDENTITIES, entries)
         node = self.node
         # A large command would delay other callers on the shared connection.
@@ -239,7 +266,8 @@ class RedisQueue(ABC, Generic[T]):
             # Redis may have lost these entries by a FLUSHALL, so the leased copies are added again.
             lost = [entries[entry_id] for entry_id in missing]
             await self._add_again(
-                self.key, [(one.entry_id, self._waits_since_ms(one), self._fields(one.message)) for one in lost]
+                self.key,
+                [_Addition(one.entry_id, self._waits_since_ms(one), self._fields(one.message)) for one in lost],
             )
             self._note_given_back(entries)
 
@@ -250,7 +278,8 @@ class RedisQueue(ABC, Generic[T]):
 
     async def _move_to_parked(self, entry_id: str, fields: Fields, problem: str) -> None:
         missing = await self._move(self._parked, [entry_id], "problem", problem)
-        await self._add_again(self._parked, [(entry_id, None, [*fields, "problem", problem]) for entry_id in missing])
+        again = [_Addition(entry_id, None, [*fields, "problem", problem]) for entry_id in missing]
+        await self._add_again(self._parked, again)
 
     async def _move(self, target: str, entry_ids: Sequence[str], *more: str) -> list[str]:
         """Move entries to the end of a stream.
@@ -269,21 +298,46 @@ class RedisQueue(ABC, Generic[T]):
         since_ms = self._since_ms(leased.message)
         return int(leased.entry_id.partition("-")[0]) if since_ms is None else since_ms
 
-    async def _add_again(self, target: str, entries: Sequence[tuple[str, int | None, Fields]]) -> None:
+    async def _add_again(self, target: str, entries: Sequence[_Addition]) -> None:
         if entries:
             keys, arguments = self._addition(target, "moved", _KEPT_MOVES, entries)
             with self._wrong_type_as_outage():
                 await self.node.call(ADD.whole(keys, *arguments))
 
     def _addition(
-        self, target: str, memory: str, kept: int, entries: Iterable[tuple[str | bytes, int | None, Fields]]
+        self, target: str, memory: str, kept: int, entries: Iterable[_Addition]
     ) -> tuple[tuple[str, ...], list[str | bytes | int]]:
         """The keys and arguments of `ADD` for entries with their identities."""
-        parts = chain.from_iterable(
-            (identity, "" if since_ms is None else since_ms, len(fields), *fields)
-            for identity, since_ms, fields in entries
-        )
-        return (target, *self._memory(memory), self._waiting), [kept, *parts]
+        keys = [target, *self._memory(memory), self._waiting]
+        arguments: list[str | bytes | int] = [kept, self._once_ms]
+        for identity, since_ms, fields, once_key in entries:
+            number = 0
+            if once_key is not None:
+                keys.append(once_key)
+                number = len(keys)
+            arguments += (identity, "" if since_ms is None else since_ms, number, len(fields), *fields)
+        return tuple(keys), arguments
+
+    def _identified(self, items: Sequence[T]) -> tuple[list[_Addition], int]:
+        """The entries of items, and their size in bytes.
+
+        The same content has the same identity, whenever it started to wait.
+        """
+        found: dict[bytes, int] = {}
+        identified: list[_Addition] = []
+        size_bytes = 0
+        for item in items:
+            fields = self._fields(item)
+            content = packed_one(tuple(fields))
+            size_bytes += len(content)
+            identity = blake2b(content, digest_size=_IDENTITY_BYTES).digest()
+            # Two equal entries in one call are two entries, so the second gets its own identity.
+            earlier = found.get(identity, 0)
+            found[identity] = earlier + 1
+            if earlier:
+                identity += b"%d" % earlier
+            identified.append(_Addition(identity, self._since_ms(item), fields, self._once_key(item)))
+        return identified, size_bytes
 
     def _memory(self, name: str) -> tuple[str, str]:
         return f"{self.key}:{name}", f"{self.key}:{name}:before"
@@ -403,24 +457,3 @@ class RedisQueue(ABC, Generic[T]):
     def _note_given_back(self, entry_ids: Iterable[str]) -> None:
         if self._held:
             self._held.difference_update(entry_ids)
-
-
-def _identified(
-    entries: Sequence[Fields], since_ms: Iterable[int | None]
-) -> tuple[list[tuple[bytes, int | None, Fields]], int]:
-    """Entries with identities, and their size in bytes.
-
-    The same content has the same identity, whenever it started to wait.
-    """
-    found: dict[bytes, int] = {}
-    identified: list[tuple[bytes, int | None, Fields]] = []
-    size_bytes = 0
-    for fields, since in zip(entries, since_ms, strict=True):
-        content = packed_one(tuple(fields))
-        size_bytes += len(content)
-        identity = blake2b(content, digest_size=_IDENTITY_BYTES).digest()
-        # Two equal entries in one call are two entries, so the second gets its own identity.
-        earlier = found.get(identity, 0)
-        identified.append((identity + b"%d" % earlier if earlier else identity, since, fields))
-        found[identity] = earlier + 1
-    return identified, size_bytes

@@ -100,27 +100,34 @@ ADD = Script(
     + _WAITING_SINCE
     + """
 local stream, known, before, waiting = unpack(KEYS)
-local position = 2
+local once_ms = ARGV[2]
+local position = 3
 local head, oldest, first_id, last_id
 while position < #ARGV do
-  local identity, since, parts = ARGV[position], ARGV[position + 1], tonumber(ARGV[position + 2])
-  if not is_known(known, before, identity) then
+  local identity, since, once = ARGV[position], ARGV[position + 1], KEYS[tonumber(ARGV[position + 2])]
+  local parts = tonumber(ARGV[position + 3])
+  local is_repeated = once and try('EXISTS', once) == 1
+  if not is_repeated and not is_known(known, before, identity) then
     local id, failure
     if since == '' then
-      id, failure = try('XADD', stream, '*', unpack(ARGV, position + 3, position + 2 + parts))
+      id, failure = try('XADD', stream, '*', unpack(ARGV, position + 4, position + 3 + parts))
     else
       head = head or first_of(stream) or {}
-      id, failure = try('XADD', stream, '*', 'since', since, unpack(ARGV, position + 3, position + 2 + parts))
+      id, failure = try('XADD', stream, '*', 'since', since, unpack(ARGV, position + 4, position + 3 + parts))
     end
     if failure then
       return failure
     end
     redis.call('SADD', known, identity)
+    if once then
+      -- After the entry: without this key the entry comes twice, and without the entry it would never come.
+      try('SET', once, '', 'PX', once_ms)
+    end
     if since ~= '' then
       oldest, first_id, last_id = earlier(since, oldest), first_id or id, id
     end
   end
-  position = position + 3 + parts
+  position = position + 4 + parts
 end
 if oldest then
   note_since(waiting, head[1], oldest, first_id, last_id)
@@ -131,9 +138,10 @@ return redis.call('XLEN', stream)
 )
 """Adds entries that were not added before; returns the stream's length.
 
-KEYS: the stream, the newer set, the older set, the hash with the waiting times. ARGV: how many identities a set holds;
-then for each entry its identity, since when it has waited (milliseconds since 1970 UTC, or empty), the number of its
-fields and values, and the fields and values.
+KEYS: the stream, the newer set, the older set, the hash with the waiting times; then for each entry that is not added
+again for some time a key that exists for this time. ARGV: how many identities a set holds; this time in milliseconds;
+then for each entry its identity, since when it has waited (milliseconds since 1970 UTC, or empty), the position of its
+key in KEYS or 0, the number of its fields and values, and the fields and values.
 """
 
 MOVE = (
