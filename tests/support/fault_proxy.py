@@ -16,8 +16,9 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class _Connection:
-    def __init__(self, client: socket.socket) -> None:
+    def __init__(self, client: socket.socket, host: str) -> None:
         self.client = client
+        self.host = host
         self.server: socket.socket | None = None
         self.task: asyncio.Task[None] | None = None
         self.reset = False
@@ -42,6 +43,7 @@ class FaultProxy:
         self._connections: set[_Connection] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._held: dict[str, asyncio.Event] = {}
         self._delay_seconds = 0.0
         self._delay_changed = asyncio.Event()
         self._drop_pattern: bytes | None = None
@@ -96,9 +98,16 @@ class FaultProxy:
         """Let no byte through in either direction; new connections are taken, and get nothing either."""
         self._flowing.clear()
 
+    def freeze_from(self, host: str) -> None:
+        """The same for the connections that come from one address alone."""
+        self._held.setdefault(host, asyncio.Event())
+
     def thaw(self) -> None:
-        """Let the bytes go on where :meth:`freeze` held them."""
+        """Let the bytes go on where :meth:`freeze` and :meth:`freeze_from` held them."""
         self._flowing.set()
+        for freed in self._held.values():
+            freed.set()
+        self._held.clear()
 
     def delay(self, seconds: float) -> None:
         """Hold every reply back for so long (requests pass at once); a change lets go of what is held now."""
@@ -133,9 +142,9 @@ class FaultProxy:
     def _take_connections(self, listener: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             while True:
-                client, _ = listener.accept()
+                client, (host, _) = listener.accept()
                 self.connections_accepted += 1
-                connection = _Connection(client)
+                connection = _Connection(client, host)
                 self._connections.add(connection)
                 connection.task = asyncio.create_task(self._serve(connection))
 
@@ -153,7 +162,7 @@ class FaultProxy:
     async def _serve(self, connection: _Connection) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await self._flowing.wait()
+            await self._may_flow(connection)
             connection.client.setblocking(False)
             connection.server = socket.socket()
             connection.server.setblocking(False)
@@ -180,7 +189,7 @@ class FaultProxy:
     async def _pump_requests(self, connection: _Connection, client: socket.socket, server: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         seen = b""
-        while chunk := await self._receive(client):
+        while chunk := await self._receive(connection, client):
             pattern = self._drop_pattern or b""
             # A pattern may be spread over chunks, so the end of what has passed is looked at again.
             seen = seen[max(0, len(seen) - len(pattern) + 1) :] + chunk
@@ -194,7 +203,7 @@ class FaultProxy:
 
     async def _pump_replies(self, connection: _Connection, server: socket.socket, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while chunk := await self._receive(server):
+        while chunk := await self._receive(connection, server):
             if connection.reply_is_lost:
                 await self._lose_reply(connection, server)
                 return
@@ -204,18 +213,23 @@ class FaultProxy:
                         await self._delay_changed.wait()
             for said, said_instead in self._edits.items():
                 chunk = chunk.replace(said, said_instead)
-            await self._flowing.wait()
+            await self._may_flow(connection)
             for start in range(0, len(chunk), self._piece_bytes):
                 if start:
                     await asyncio.sleep(0)  # the client reads the piece before
                 await loop.sock_sendall(client, chunk[start : start + self._piece_bytes])
         self._half_close(client)
 
-    async def _receive(self, source: socket.socket) -> bytes:
-        await self._flowing.wait()
+    async def _receive(self, connection: _Connection, source: socket.socket) -> bytes:
+        await self._may_flow(connection)
         chunk = await asyncio.get_running_loop().sock_recv(source, _CHUNK_BYTES)
-        await self._flowing.wait()  # a chunk that came in while frozen has to wait too
+        await self._may_flow(connection)  # a chunk that came in while frozen has to wait too
         return chunk
+
+    async def _may_flow(self, connection: _Connection) -> None:
+        await self._flowing.wait()
+        if held := self._held.get(connection.host):
+            await held.wait()
 
     async def _lose_reply(self, connection: _Connection, server: socket.socket) -> None:
         # These bytes may still answer an earlier request. The server reads in order, so once it has seen the end of
