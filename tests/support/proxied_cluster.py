@@ -57,7 +57,7 @@ class ProxiedCluster(RedisCluster):
         self.proxies[self.nodes.index(node)].freeze_from(HOST)
 
     def stop_replication(self, replica: ClusterNode, master: ClusterNode) -> None:
-        """Hold what a master sends to its replica, and the nodes still hear each other."""
+        """Hold what a master sends to its replica, while the nodes still hear each other."""
         self.proxies[self.nodes.index(master)].freeze_from(self._host_of(replica))
 
     def heal(self) -> None:
