@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Self
 
 HOST = "127.0.0.1"
@@ -13,6 +14,18 @@ _CHUNK_BYTES = 65536
 _LOST_REPLY_SECONDS = 10.0
 # Closing a socket that lingers for zero seconds sends RST instead of FIN.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass
+class LostReplies:
+    """Which replies are to be lost, of one server or of several together.
+
+    :param after_request_matching: what the request holds; None for any request.
+    :param left: how many.
+    """
+
+    after_request_matching: bytes | None
+    left: int
 
 
 class _Connection:
@@ -46,8 +59,7 @@ class FaultProxy:
         self._held: dict[str, asyncio.Event] = {}
         self._delay_seconds = 0.0
         self._delay_changed = asyncio.Event()
-        self._drop_pattern: bytes | None = None
-        self._drops_left = 0
+        self._lost = LostReplies(None, 0)
         self._edits: dict[bytes, bytes] = {}
         self._piece_bytes = _CHUNK_BYTES
 
@@ -121,8 +133,11 @@ class FaultProxy:
         The server gets the request and has answered it when the client's connection is reset. The connection takes no
         further requests; replies to earlier requests that are still on their way may be lost too.
         """
-        self._drop_pattern = after_request_matching
-        self._drops_left = count
+        self.lose(LostReplies(after_request_matching, count))
+
+    def lose(self, replies: LostReplies) -> None:
+        """The same for replies of several servers, which count together."""
+        self._lost = replies
 
     def edit_replies(self, edits: dict[bytes, bytes]) -> None:
         """Let replies have something else in the place of these bytes, of the same length."""
@@ -190,11 +205,12 @@ class FaultProxy:
         loop = asyncio.get_running_loop()
         seen = b""
         while chunk := await self._receive(connection, client):
-            pattern = self._drop_pattern or b""
+            lost = self._lost
+            pattern = lost.after_request_matching or b""
             # A pattern may be spread over chunks, so the end of what has passed is looked at again.
             seen = seen[max(0, len(seen) - len(pattern) + 1) :] + chunk
-            lose = self._drops_left > 0 and pattern in seen
-            self._drops_left -= lose
+            lose = lost.left > 0 and pattern in seen
+            lost.left -= lose
             await loop.sock_sendall(server, chunk)
             if lose:
                 connection.reply_is_lost = True
