@@ -182,6 +182,7 @@ async def endure(scene: Scene, outage: Outage) -> Measured:
     measured = Measured()
     began = time.monotonic()
     await anyio.sleep(BEFORE_SECONDS)
+    await wait_until(lambda: len(scene.between(began, time.monotonic())) >= LEAST_ASKED, description="some ask before")
     measured.megabytes.append(scene.megabytes())
     left = time.monotonic()
     async with outage.away(scene):
