@@ -25,7 +25,7 @@ class WakingOutbox:
         await self.outbox.append(messages)
         self.wake()
 
-    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry | None) -> None:
+    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
         """See `OutboxWriter.announce`."""
         await self.outbox.announce(messages, explanation)
         self.wake()

@@ -145,7 +145,7 @@ class MemoryOutbox:
             self._since[entry.entry_id] = self._clock()
             self._waiting.append(entry)
 
-    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry | None) -> None:
+    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
         """See `Outbox.announce`; there is no archive, so the explanation is dropped."""
         await self.append(messages)
 

@@ -217,13 +217,9 @@ class OutboxWriter(Protocol):
         """
         ...
 
-    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry | None) -> None:
-        """Store announcements of one batch, and their explanation for the archive if there is one, all or nothing.
+    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
+        """Store the messages of one batch, and their explanation for the archive if there is one, all or nothing.
 
-        Unlike `append`, this may store the same messages again elsewhere, because a request must not wait for a stream
-        that can't be reached.
-
-        :param explanation: None without an archive.
         :raises OutboxFull: nothing was stored.
         :raises StoreUnavailable: both may be stored or not.
         """

@@ -38,7 +38,7 @@ class Announcer:
         :raises StoreUnavailable: they may be stored or not.
         """
         if resolved is None:
-            await self.outbox.announce(messages, None)
+            await self.outbox.append(messages)
             return
         if resolved.source != POSTGRESQL:
             try:

@@ -17,13 +17,11 @@ from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_store import RedisStateStore
-from bcs.storage.redis.stream_layouts import number_in, stream_key
 from bcs.storage.redis.topology import slot_of
 from tests.integration.cluster_load import ClusterLoad
 from tests.integration.stores import MakeStore, completed
 from tests.integration.test_redis_cluster import SLACK_SECONDS, connected_to
 from tests.support.redis_cluster import SLOTS, ClusterNode, RedisCluster, frozen, name_in
-from tests.support.redis_queues import USUAL_STREAMS
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
@@ -215,8 +213,8 @@ async def test_a_stamp_comes_back_with_its_slot_unless_facts_may_be_lost(
 
 
 @asynccontextmanager
-async def serving(cluster: RedisCluster, **more: object) -> AsyncIterator[Orchestrator]:
-    settings = {"redis_url": cluster.url, "kafka_bootstrap_servers": NO_KAFKA, **more}
+async def serving(cluster: RedisCluster) -> AsyncIterator[Orchestrator]:
+    settings = {"redis_url": cluster.url, "kafka_bootstrap_servers": NO_KAFKA}
     async with (
         running_service(**settings, redis_deadline_seconds=DEADLINE_SECONDS) as service,
         Orchestrator(service.base) as orchestrator,
@@ -264,36 +262,6 @@ async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path) -> No
         with anyio.fail_after(BACK_SECONDS):
             await wait_until(has_status(orchestrator, "healthy"))
             assert (await orchestrator.define(its_batch)).status == 200
-
-
-async def test_batches_of_other_shards_announce_what_their_shard_prunes(tmp_path: Path, redis_key_prefix: str) -> None:
-    async with (
-        RedisCluster(tmp_path) as cluster,
-        serving(cluster, redis_key_prefix=redis_key_prefix, redis_breaker_open_seconds=0.2) as orchestrator,
-    ):
-        gone, *_ = await cluster.masters()
-        slots = await cluster.slots_of(gone)
-
-        def is_other(batch: str) -> bool:
-            """True if the master that goes away has the stream of a batch, and another one has the batch."""
-            stream = stream_key(redis_key_prefix, number_in(USUAL_STREAMS, batch.encode()))
-            return slot_of(stream) in slots and slot_of(BatchKeys(redis_key_prefix, batch).facts) not in slots
-
-        batches = [batch for batch in (f"batch-{number}" for number in range(200)) if is_other(batch)]
-        for batch in batches:
-            assert (await orchestrator.complete(batch, "spellcheck")).status == 200
-        gone.server.kill()
-        await wait_until(has_status(orchestrator, "degraded"))
-        # Its circuit breaker opens.
-        await wait_until(lambda: is_pruned(orchestrator, batches[0]))
-        refused = [batch for batch in batches if not await is_pruned(orchestrator, batch)]
-        assert refused == []
-
-
-async def is_pruned(orchestrator: Orchestrator, batch: str) -> bool:
-    answer = await orchestrator.define(batch)
-    assert answer.status in (200, 503), answer.body
-    return answer.status == 200 and answer.json["pruned_phases"] == ["spellcheck"]
 
 
 async def test_a_cluster_that_is_away_is_an_unreachable_redis(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pydantic_core import from_json, to_json
 from bcs.domain.history import HistoryEntry
 from bcs.errors import OutboxFull
 from bcs.storage.redis.archive_queue import ArchiveQueue
-from bcs.storage.redis.commands import Command
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.queue import KnownLengths, RedisQueue
 from bcs.storage.redis.stream_layouts import StreamLayouts, stream_key
@@ -39,27 +38,14 @@ class RedisOutbox(StreamSet[OutboundMessage]):
         self._consumer = consumer
         self._explanations = explanations
 
-    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry | None) -> None:
+    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
         """See `Outbox.announce`."""
         if not messages:
             return
         await self._ensure_room(len(messages))
-        number = self._reachable(self._layouts.number(self._key(messages[0])))
-        additions: Sequence[Command] = []
-        if explanation and self._explanations:
-            additions = self._explanations.additions_if_room(number, [explanation])
+        number = self._layouts.number(self._key(messages[0]))
+        additions = self._explanations.additions_if_room(number, [explanation]) if self._explanations else []
         await self._numbered_stream(number).append(messages, *additions)
-
-    def _reachable(self, number: int) -> int:
-        """The number of a stream, or that of the next one on a server that answers, while its own server does not.
-
-        Else a shard of a cluster that is away would refuse resolutions of other shards' batches. Facts have to wait in
-        the stream of their batch, and dead letters are stored only once, so they are not stored elsewhere.
-        """
-        streams = (*range(number, self._layouts.layout), *range(number))
-        nodes, prefix = self._layouts.nodes, self._layouts.key_prefix
-        answering = (each for each in streams if nodes.at(stream_key(prefix, each)).circuit == "closed")
-        return next(answering, number)
 
     def _stream(self, number: int) -> RedisQueue[OutboundMessage]:
         return OutboxStream(
