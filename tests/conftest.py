@@ -17,7 +17,15 @@ from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.devtools.servers.postgres import PostgresServer, postgres
 from tests.support import apache_kafka as apache
 from tests.support.databases import database
-from tests.support.distribution import ByModule, alone_or_beside_others, make_scheduler, order, share_locks, workers_for
+from tests.support.distribution import (
+    ByModule,
+    alone_or_beside_others,
+    make_scheduler,
+    order,
+    prepare,
+    share_locks,
+    workers_for,
+)
 from tests.support.kafka import platform_broker
 from tests.support.pgbouncer import pgbouncer, pgbouncer_binary
 from tests.support.redis_cluster import RedisCluster, running_cluster
@@ -45,6 +53,11 @@ _BROKER = "broker"  # a user property, which reports carry from the workers to t
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """See `workers_for`; `-n` on the command line stands above it."""
     return workers_for(config)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """See `prepare`."""
+    prepare(session.config)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -29,9 +30,9 @@ def load_settings_for_health_check() -> Settings:
     return _load({}, check_addresses=False)
 
 
-def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings:
+def _load(overrides: Mapping[str, Any], *, check_addresses: bool) -> Settings:
     try:
-        settings = Settings.model_validate({**Settings().model_dump(exclude_unset=True), **overrides})
+        settings = Settings(**overrides)
     except ValidationError as error:
         raise _invalid(error) from None
     except ValueError as error:  # pydantic-settings could not parse a value at all

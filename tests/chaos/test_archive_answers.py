@@ -81,6 +81,11 @@ def enough_answered(scene: RecordedScene, since: float) -> bool:
     return min(paths[DEFINE], paths[COMPLETE]) >= LEAST_ANSWERED
 
 
+def answers(requests: dict[str, list[Asked]]) -> dict[str, dict[str, int]]:
+    """How many requests of each path got which answer."""
+    return {path: dict(Counter(one.outcome for one in some)) for path, some in requests.items()}
+
+
 async def test_without_redis_postgresql_answers(
     tmp_path: Path, private_postgres: PostgresServer, note_figure: Note
 ) -> None:
@@ -116,14 +121,14 @@ async def test_without_redis_postgresql_answers(
                         during[one.path].append(one)
                     edges += scene.between(left, opened)
                     sources = Counter(source for moment, source in load.sources if opened < moment < ended)
-                    assert sources.keys() == {"postgresql"}, (number, KINDS[number % len(KINDS)].__name__)
+                    assert sources.keys() == {"postgresql"}, (KINDS[number % len(KINDS)].__name__, answers(during))
                     assert sources["postgresql"] >= LEAST_ANSWERED
                     await wait_until(back)
                     back_after.append(time.monotonic() - ended)
             load.enough = True
         entries = await scene.assert_recorded()
         await scene.assert_no_restart()
-    outcomes = {path: dict(Counter(one.outcome for one in some)) for path, some in during.items()}
+    outcomes = answers(during)
     assert outcomes[DEFINE].keys() == {"200"}
     assert outcomes[COMPLETE].keys() == {"503"}
     assert len(load.tally.pruned) >= LEAST_ANSWERED * SIZES.store_outages * len(KINDS) / 2

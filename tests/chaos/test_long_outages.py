@@ -190,7 +190,7 @@ async def endure(scene: Scene, outage: Outage) -> Measured:
         await wait_until(lambda: is_seen(scene, outage), SEEN_SECONDS, description="the outage is told of")
         measured.megabytes.append(scene.megabytes())
         back = time.monotonic()
-    await wait_until(lambda: outage.overcome(scene), 30)
+    await wait_until(lambda: outage.overcome(scene))
     overcome = time.monotonic()
     await wait_until(
         lambda: len([one for one in scene.asked if one.began > overcome]) >= LEAST_ASKED,

@@ -391,17 +391,20 @@ async def test_a_commit_that_has_no_answer_in_time_is_not_sent_again(
     assert attempts == ["b"]
 
 
-async def test_a_lost_connection_is_not_noticed_by_a_commit(redis: InRedis) -> None:
-    await redis.store.commit("b", EVERYTHING)
-    [shared] = [
-        line for line in (await redis.run(("CLIENT", "LIST")))[0].decode().splitlines() if " cmd=evalsha " in line
-    ]
-    await redis.run(("CLIENT", "PAUSE", 50, "WRITE"))
+async def test_a_lost_connection_is_not_noticed_by_a_commit(
+    private_valkey: EmbeddedServer, make_gateway: Callable[..., Any], redis: InRedis
+) -> None:
+    # A server of its own: services that other tests share have connections to the shared one.
+    store, other = redis.make(make_gateway(private_valkey.address)), make_gateway(private_valkey.address)
+    await store.commit("b", EVERYTHING)
+    [clients] = await other.call(("CLIENT", "LIST"))
+    [shared] = [line for line in clients.decode().splitlines() if " cmd=eval" in line]
+    await other.call(("CLIENT", "PAUSE", 50, "WRITE"))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(redis.store.commit, "b", delta_of([completed("b", 7)]))
+        tasks.start_soon(store.commit, "b", delta_of([completed("b", 7)]))
         await anyio.sleep(0.01)
-        await redis.run(("CLIENT", "KILL", "ID", shared.split()[0].removeprefix("id=")))
-    assert (await redis.store.state("b")).first_seen_us == {"a": 0, "b": 7}
+        await other.call(("CLIENT", "KILL", "ID", shared.split()[0].removeprefix("id=")))
+    assert (await store.state("b")).first_seen_us == {"a": 0, "b": 7}
 
 
 FOREIGN: dict[str, tuple[str | bytes, ...]] = {

@@ -1,11 +1,12 @@
-"""How pytest-xdist spreads the suite over two workers: by modules, slow ones first, and some tests alone."""
+"""How pytest-xdist spreads the suite over three workers: by modules, slow ones first, and some tests alone."""
 
 from __future__ import annotations
 
 import fcntl
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,13 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-_WORKERS = 2
-# What takes long and waits much comes first, so that the workers come to their ends together.
-_FIRST = ("kafka", "chaos", "e2e", "integration", "surface", "property", "supervision", "unit")
+from tests.support.apache_kafka import ApacheKafkaMissing, fetch
+
+# One more than the cores that the suite is made for: tests wait much, for servers that start and clients that notice.
+_WORKERS = 3
+# What takes long and waits much comes first, so that the workers come to their ends together. While tests/chaos is
+# played, Apache Kafka is fetched for tests/kafka.
+_FIRST = ("chaos", "kafka", "e2e", "integration", "surface", "property", "supervision", "unit")
 # One worker has all of these, so that one Apache Kafka serves them.
 _ONE_UNIT = "tests/kafka/"
 _LOCKS = pytest.StashKey[str]()
@@ -30,9 +35,21 @@ class ByModule(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
 
 
 def workers_for(config: pytest.Config) -> int:
-    """Two for the whole suite or for several directories; for anything smaller their start would cost more."""
+    """Three for the whole suite or for several directories; for anything smaller their start would cost more."""
     chosen = [Path(str(argument).partition("::")[0]) for argument in config.args]
     return _WORKERS if len([path for path in chosen if path.is_dir()]) > 1 else 0
+
+
+def prepare(config: pytest.Config) -> None:
+    """Begin to fetch what workers will need, unless a former run did, so that no worker waits a minute for it."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        threading.Thread(target=_fetch_apache_kafka, daemon=True).start()
+
+
+def _fetch_apache_kafka() -> None:
+    # Where it can't be had, the tests that need it say so.
+    with suppress(ApacheKafkaMissing):
+        fetch()
 
 
 def order(config: pytest.Config, items: list[pytest.Item]) -> None:

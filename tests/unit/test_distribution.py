@@ -63,14 +63,14 @@ def test_workers_begin_with_what_takes_long() -> None:
     paths = [Path(f"tests/{name}/test_it.py") for name in ("unit", "chaos", "integration", "kafka")]
     items: list[Any] = [SimpleNamespace(path=path) for path in paths]
     order(cast("pytest.Config", SimpleNamespace(workerinput={})), items)
-    assert [one.path.parts[1] for one in items] == ["kafka", "chaos", "integration", "unit"]
+    assert [one.path.parts[1] for one in items] == ["chaos", "kafka", "integration", "unit"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "workers"),
-    [(["tests/unit", "tests/chaos"], 2), (["tests/unit"], 0), (["tests/unit/test_distribution.py::test_x"], 0)],
+    [(["tests/unit", "tests/chaos"], 3), (["tests/unit"], 0), (["tests/unit/test_distribution.py::test_x"], 0)],
 )
-def test_the_whole_suite_gets_two_workers_and_a_part_none(arguments: list[str], workers: int) -> None:
+def test_the_whole_suite_gets_three_workers_and_a_part_none(arguments: list[str], workers: int) -> None:
     assert workers_for(cast("pytest.Config", SimpleNamespace(args=arguments))) == workers
 
 

@@ -130,6 +130,7 @@ class StreamSet(ABC, Generic[T]):
             for number, part in by_number.items():
                 tasks.start_soon(append, number, part)
         if failures:
+            failures[0].partly = len(failures) < len(by_number)
             raise failures[0]
 
     async def _append_to(self, number: int, items: Sequence[T]) -> None:
