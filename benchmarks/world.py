@@ -24,6 +24,7 @@ from bcs.devtools.servers.embedded import EmbeddedServer, create_topics, free_po
 from bcs.devtools.servers.postgres import PostgresServer
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.state import delta_of
+from bcs.errors import StoreUnavailable
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.cluster import ClusterNodes
 from bcs.storage.redis.gateway import RedisGateway
@@ -109,7 +110,8 @@ class World:
         queues = [key for behind in ("", ":archive", ":explanations") for key in queue_keys(KEY_PREFIX, behind)]
 
         async def empty() -> bool:
-            lengths = await small_calls(self.nodes, {queue: [("XLEN", queue)] for queue in queues}, failing := {})
+            failing: dict[str, StoreUnavailable] = {}
+            lengths = await small_calls(self.nodes, {queue: [("XLEN", queue)] for queue in queues}, failing)
             return not failing and not any(length for [length] in lengths.values())
 
         await wait_until(empty, _DRAINED_SECONDS)
@@ -197,9 +199,7 @@ def nodes_of(redis: Redis) -> Nodes:
     """The benchmark's own connections to Redis, as patient as a slow machine needs them."""
     url = redis_url(redis.url)
     kind = ClusterNodes if url.servers.kind is RedisKind.CLUSTER else RedisGateway
-    return kind(
-        url, max_connections=8, deadline_seconds=30, breaker_failures=1_000_000, breaker_open_seconds=0.01
-    )
+    return kind(url, max_connections=8, deadline_seconds=30, breaker_failures=1_000_000, breaker_open_seconds=0.01)
 
 
 def replica(
