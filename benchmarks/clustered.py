@@ -109,10 +109,15 @@ async def _spread(world: World, count: int) -> dict[str, float]:
         cpu, memory = world.redis.cpu_seconds(), await _memory(world)
         await write()
         figures[f"{FULLEST} {kind}"] = _most(memory, await _memory(world))
-        while drained and (leased := await drained.lease(_AT_A_TIME)):
-            await drained.ack(leased)
+        if drained:
+            await _drain(drained)
         figures[f"{BUSIEST} {kind}"] = _most(cpu, world.redis.cpu_seconds())
     return figures
+
+
+async def _drain(queue: StreamSet[Any]) -> None:
+    while leased := await queue.lease(_AT_A_TIME):
+        await queue.ack(leased)
 
 
 async def _memory(world: World) -> list[float]:
