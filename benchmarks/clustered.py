@@ -103,8 +103,8 @@ async def _spread(world: World, count: int) -> dict[str, float]:
             await queue.append(entries[start : start + _AT_A_TIME])
 
     figures: dict[str, float] = {}
-    work: tuple[tuple[Callable[[], Awaitable[None]], StreamSet[Any] | None], ...]
-    work = (keep, None), (announce, outbox), (queue_up, queue)
+    work: list[tuple[Callable[[], Awaitable[None]], StreamSet[Any] | None]]
+    work = [(keep, None), (announce, outbox), (queue_up, queue)]
     for kind, (write, drained) in zip(SPREAD, work, strict=True):
         cpu, memory = world.redis.cpu_seconds(), await _memory(world)
         await write()

@@ -282,7 +282,6 @@ class LostWriter:
         pass
 
 
-@pytest.mark.skipif(not ON_A_CLUSTER, reason="this is a cluster's row: BCS_TEST_CHAOS_REDIS=cluster")
 async def test_a_shard_that_is_away_costs_the_batches_of_the_others_nothing(tmp_path: Path, note_figure: Note) -> None:
     events = int((SIZES.outage_seconds + BEFORE_SECONDS) * EVENTS_A_SECOND)
     async with prepared_scene(tmp_path, "shard", events) as scene, anyio.create_task_group() as callers:
@@ -324,3 +323,7 @@ async def test_a_connection_to_kafka_that_uvloop_has_lost_is_an_error_of_kafka(k
     finally:
         writer.close()
         await connection.close()
+
+
+if not ON_A_CLUSTER:
+    del test_a_shard_that_is_away_costs_the_batches_of_the_others_nothing  # `test_on_a_cluster.py` plays it
