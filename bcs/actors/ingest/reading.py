@@ -17,7 +17,6 @@ from bcs.errors import UndecodableMessage
 from bcs.wire.decoding import DecodedEvent, EventDecoder
 from bcs.wire.published import ConsumedMessage
 
-
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 
 
