@@ -45,6 +45,10 @@ class PhaseNames:
         self._known = frozenset(self.known)
         self._keep_unknown = keep_unknown
 
+    def knows(self, name: str) -> bool:
+        """True for a phase of the definitions or of the platform."""
+        return name in self._known
+
     def __contains__(self, name: str) -> bool:
         """True if facts may be about this phase."""
         return name in self._known or (self._keep_unknown and _is_phase_name(name) is not None)

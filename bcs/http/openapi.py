@@ -7,7 +7,7 @@ not list them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from http import HTTPStatus
 from typing import Any, Final
@@ -32,7 +32,7 @@ from bcs.http.parameters import (
     HistoryQuery,
 )
 from bcs.http.problems import TITLES, Kind
-from bcs.http.requests import Body, CompletePhase, DefinePipeline, InvalidatedPhases
+from bcs.http.requests import DEFINITIONS_HEADER, Body, CompletePhase, DefinePipeline, InvalidatedPhases
 from bcs.http.routes.definitions import DOT_TYPE, MERMAID_TYPE, SVG_TYPE
 from bcs.wire.events import Identifier
 
@@ -120,6 +120,7 @@ class _Call:
     :param problems: the problems of this call, besides those that each call has.
     :param public: True for a call that needs no token and has no rate.
     :param scope: the scope that the caller's token needs; None where any known caller may call.
+    :param answer_headers: the headers of an answer that is no problem, each with its description.
     :param leads_to: the calls that take what this call's caller knows, with their parameters.
     """
 
@@ -137,6 +138,7 @@ class _Call:
     path_parameters: Mapping[str, Schema] | None = None
     headers: Mapping[str, str]
     leads_to: Mapping[str, Mapping[str, str]] | None = None
+    answer_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 _TRACE = {
@@ -176,6 +178,10 @@ _CALLS = (
             "correlation_id": "550e8400-e29b-41d4-a716-446655440000",
         },
         headers=_TRACE,
+        answer_headers={
+            DEFINITIONS_HEADER: "The version of the pipeline file, if it has one, and the hash of its content, with a "
+            "blank between."
+        },
         leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY, "explainPipeline": _OF_BODY_WITH_PIPELINE},
     ),
     _Call(
@@ -467,7 +473,13 @@ def _answer(
         content = {_JSON: {"schema": schemas.of(body)}}
     answer: dict[str, Any] = {
         "description": status.phrase,
-        "headers": {CORRELATION_HEADER: _CORRELATION_REFERENCE},
+        "headers": {
+            CORRELATION_HEADER: _CORRELATION_REFERENCE,
+            **{
+                name: {"description": description, "required": True, "schema": {"type": "string", "minLength": 1}}
+                for name, description in call.answer_headers.items()
+            },
+        },
         "content": content,
     }
     if problem:

@@ -38,4 +38,4 @@ async def batch_reader(settings: Settings, law: CompletionLaw) -> AsyncIterator[
         nodes = await stack.enter_async_context(connected(settings, needs_identity=archive is not None))
         batches = StoredBatches(nodes, key_prefix=settings.redis_key_prefix)
         store = ReadOnlyStore(batches=batches, backfill=backfill, law=law)
-        yield BatchReader(store=store, store_name=REDIS, archive=archive, law=law)
+        yield BatchReader(store=store, store_name=REDIS, archive=archive)

@@ -202,12 +202,7 @@ class Service:
     def _root(self) -> Supervisor:
         settings = self.settings
         archive = self.persistence.archive
-        reader = BatchReader(
-            store=self.store,
-            store_name=self.persistence.store_name,
-            archive=archive,
-            law=self.definitions.current.law,
-        )
+        reader = BatchReader(store=self.store, store_name=self.persistence.store_name, archive=archive)
         redis = RedisStatus(
             max_age_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
             clock=time.monotonic,

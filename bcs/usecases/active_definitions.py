@@ -69,6 +69,8 @@ class ActiveDefinitions:
         self._load = load
         self._followers: list[Callable[[PhaseNames], None]] = []
         self._reloading = anyio.Lock()
+        # A file system that never answers must not use up the threads, however often a reload is asked for.
+        self._threads = anyio.CapacityLimiter(1)
         self._use(definitions)
 
     def follow(self, follower: Callable[[PhaseNames], None]) -> None:
@@ -86,7 +88,7 @@ class ActiveDefinitions:
         async with self._reloading:
             try:
                 # A file system that does not answer must hold up neither a stop nor the deadline of a request.
-                definitions = await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True)
+                definitions = await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True, limiter=self._threads)
             except Exception as error:  # noqa: BLE001 (whatever is in the file, the service goes on)
                 raise self._refused(error, asked_by) from None
             found = difference(self.current.definitions, definitions)

@@ -21,21 +21,18 @@ class BatchReader:
 
     :param store_name: the name of the store in answers.
     :param archive: None if there is no archive.
-    :param law: decides which phases are complete in a summary.
     """
 
     store: BatchSource
     store_name: str
     archive: AnsweringArchive | None
-    law: CompletionLaw
 
-    async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> tuple[BatchSummary, str]:
+    async def summary(self, batch_id: str, law: CompletionLaw) -> tuple[BatchSummary, str]:
         """The progress of the batch, and the name of the store that answered.
 
-        :param law: instead of the reader's own.
+        :param law: decides which phases are complete. A reload replaces it, so that no reader has one of its own.
         :raises StoreUnavailable: no answer, and never a guess.
         """
-        law = law or self.law
         try:
             return await self.store.summary(batch_id, law), self.store_name
         except StoreUnavailable as error:
@@ -47,12 +44,12 @@ class BatchReader:
     async def state(self, batch_id: str, law: CompletionLaw | None = None) -> tuple[BatchState, int | None, str]:
         """The state of the batch, its version if the store has it, and the name of the store that answered.
 
-        :param law: of the summaries that other requests ask for, instead of the reader's own; the state has no law.
+        :param law: the law of the summaries that others ask for now, which are cached. The state itself has no law.
         :raises StoreUnavailable: no answer, and never a guess.
         """
         try:
             # The version is read first, so the state is never older than its version.
-            summary = await self.store.summary(batch_id, law or self.law)
+            summary = await self.store.summary(batch_id, law)
             return await self.store.state(batch_id), summary.version, self.store_name
         except StoreUnavailable as error:
             if self.archive is None or not self.archive.can_answer_for_redis(error):

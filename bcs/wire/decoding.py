@@ -92,6 +92,13 @@ class EventDecoder:
         """From now on, an outcome may be about these phases."""
         self._phases = phases
 
+    def unknown_phase(self, event: DecodedEvent) -> str | None:
+        """The phase of an outcome that is kept though neither the definitions nor the platform have it; else None."""
+        outcome = event.facts[0] if event.facts else None
+        if not isinstance(outcome, PhaseOutcome) or self._phases.knows(outcome.phase):
+            return None
+        return outcome.phase
+
     def event_type(self, topic: str) -> str:
         """The event type of a topic, which is also that of messages that can't be decoded."""
         return self._routes[topic].event_type

@@ -50,12 +50,18 @@ async def test_who_said_what_and_what_was_answered_is_told_newest_first(
     numbers = [int(entry[0].removeprefix(f"{AT}  number ")) for entry in entries]
     assert numbers == sorted(numbers, reverse=True)
     asked, correlated = "  asked by 127.0.0.1; read from redis, version 3", f"  correlation id {CORRELATION_ID}"
+    named = "  pipeline definitions 7 0123456789abcdef"
     never = "; the batch was not registered"
     event, source = "  SpellcheckPhaseCompletedV1", "  from huleedu.batch.spellcheck.phase.completed.v1/2/15"
     assert [entry[1:] for entry in entries] == [
-        [f"  asked for ai_feedback: runs nothing; pruned nlp (already completed){never}", asked, correlated],
-        [f"  asked for ai_feedback: runs nlp{never}", asked, correlated],
-        [f"  asked for ai_feedback: runs ai_feedback; pruned spellcheck (already completed){never}", asked, correlated],
+        [f"  asked for ai_feedback: runs nothing; pruned nlp (already completed){never}", asked, named, correlated],
+        [f"  asked for ai_feedback: runs nlp{never}", asked, named, correlated],
+        [
+            f"  asked for ai_feedback: runs ai_feedback; pruned spellcheck (already completed){never}",
+            asked,
+            named,
+            correlated,
+        ],
         ["  nlp reported completed for the whole batch", r"  PhaseReported over HTTP, by \x1b[31mbos", correlated],
         [
             "  spellcheck completed for 29 essays",

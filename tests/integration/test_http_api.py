@@ -162,7 +162,7 @@ async def test_student_matching_is_reported_but_is_no_pipeline(orchestrator: Orc
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/internal/v1/pipelines", f"/{PRIVATE}", "/internal/v1/pipelines/define/", "/%00"]
+    "path", ["/", "/internal/v1/pipelines/", f"/{PRIVATE}", "/internal/v1/pipelines/define/", "/%00"]
 )
 async def test_an_unknown_path_is_not_found(orchestrator: Orchestrator, path: str) -> None:
     problem(await orchestrator.get(path), 404)

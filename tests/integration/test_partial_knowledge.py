@@ -17,7 +17,6 @@ from bcs.usecases.batch_reader import BatchReader
 from tests.chaos.history import told
 from tests.integration.stores import BREAKER_FAILURES, MakeStore
 from tests.support.events import Event, registered, spellchecked
-from tests.support.laws import LAW
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +61,7 @@ async def test_a_batch_that_was_registered_meanwhile_is_known(store: RedisStateS
 
 async def test_a_report_is_accepted_on_what_redis_alone_knows(store: RedisStateStore) -> None:
     await commit(store, spellchecked("batch", "e1"))
-    reader = BatchReader(store=store, store_name=REDIS, archive=None, law=LAW)
+    reader = BatchReader(store=store, store_name=REDIS, archive=None)
     assert (await reader.state_for_report("batch")).first_seen_us.keys() == {"e1"}
     with pytest.raises(StoreUnavailable, match="postgresql"):
         await reader.state("batch")

@@ -181,11 +181,12 @@ async def under_load(service: RunningService, file: Path, reloads: int) -> dict[
 
     async def ask(orchestrator: Orchestrator) -> None:
         while not asking.is_set():
-            answer = await orchestrator.define("batch", "all_of_it")
-            assert answer.status == 200, answer.body
-            named = answer.headers[DEFINITIONS_HEADER]
-            assert of(answer) == expected[named], named
-            seen[named] = seen.get(named, 0) + 1
+            for options in ({}, {"only": ["a", "b", "c"]}, {"dry_run": True, "explain": True}):
+                answer = await orchestrator.define("batch", "all_of_it", **options)
+                assert answer.status == 200, answer.body
+                named = answer.headers[DEFINITIONS_HEADER]
+                assert of(answer) == expected[named], (named, options)
+                seen[named] = seen.get(named, 0) + 1
 
     known = delta_of([EssaysRegistered(("1", "2"), 2, 0), *(ended for phase in "abc" for ended in half(phase))])
     service.run(service.service.store.commit, "batch", known)

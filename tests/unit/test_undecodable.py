@@ -126,9 +126,11 @@ def test_an_outcome_of_an_unknown_phase_is_kept_where_the_settings_say_so_or_a_l
     with pytest.raises(UndecodableMessage):
         reloaded.decode(topics.PHASE_OUTCOME, value, 1)
     reloaded.use_phases(PhaseNames(["grammar"]))
-    for decoder in (keeping, reloaded):
-        [fact] = decoder.decode(topics.PHASE_OUTCOME, value, 1).facts
+    for decoder, unknown in ((keeping, "grammar"), (reloaded, None)):
+        event = decoder.decode(topics.PHASE_OUTCOME, value, 1)
+        [fact] = event.facts
         assert getattr(fact, "phase", None) == "grammar"
+        assert decoder.unknown_phase(event) == unknown
     with pytest.raises(UndecodableMessage, match="unknown_phase"):
         keeping.decode(topics.PHASE_OUTCOME, message(topics.PHASE_OUTCOME, {"phase_name": "No phase"}), 1)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+import structlog
 from aiokafka import ConsumerRecord
 
 from bcs.actors.clocks import Clocks
@@ -15,6 +16,8 @@ from bcs.domain.times import format_timestamp
 from bcs.errors import UndecodableMessage
 from bcs.wire.decoding import DecodedEvent, EventDecoder
 from bcs.wire.published import ConsumedMessage
+
+log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,10 @@ class EventReader:
         """
         event = decoded(self.decoder, message, self._event_time_ms(record))
         self.skip_orders.refuse_ordered(message, event.batch_id, event.correlation_id)
+        unknown = self.decoder.unknown_phase(event)
+        if unknown is not None:
+            # Not summed up by the phase, because there may be very many names.
+            log.warning("unknown_phase_kept", phase=unknown, batch_id=event.batch_id, summed_by=())
         return event
 
     def seems_ahead(self, event: DecodedEvent) -> bool:

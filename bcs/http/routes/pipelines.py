@@ -122,7 +122,7 @@ class PipelineHandlers:
         phases, warnings = self.definitions.current.phases, parsed.warnings
         if body.phase_name not in phases:
             raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(phases.known)}"),))
-        if body.phase_name not in phases.known:
+        if not phases.knows(body.phase_name):
             warnings = [*warnings, "phase_name: this replica does not know the phase, and keeps the report"]
         command = ReportPhase(
             batch_id=body.batch_id,
