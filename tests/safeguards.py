@@ -1037,8 +1037,12 @@ _ARCHIVE = (
         "same-run",
         "While PostgreSQL is away, a restarted Redis answers for no batch that it may know only in part.",
         "bcs/storage/backfill.py",
-        '        if stamp is not None and stamp.partition("/")[0] != redis:\n            raise StoreUnavailable("postgresql"',
-        '        if False:\n            raise StoreUnavailable("postgresql"',
+        """\
+        if stamp is not None and stamp.partition("/")[0] != redis:
+            raise StoreUnavailable("postgresql"""",
+        """\
+        if False:
+            raise StoreUnavailable("postgresql"""",
         _in(
             "integration/test_rolled_back",
             "test_a_redis_that_lost_data_gives_no_answers_without_the_archive",
