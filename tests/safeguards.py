@@ -1039,10 +1039,10 @@ _ARCHIVE = (
         "bcs/storage/backfill.py",
         """\
         if stamp is not None and stamp.partition("/")[0] != redis:
-            raise StoreUnavailable("postgresql"""",
+            raise StoreUnavailable(""",
         """\
         if False:
-            raise StoreUnavailable("postgresql"""",
+            raise StoreUnavailable(""",
         _in(
             "integration/test_rolled_back",
             "test_a_redis_that_lost_data_gives_no_answers_without_the_archive",
