@@ -23,8 +23,9 @@ from bcs.http.explanation_answers import ResolvedWithOptions
 from bcs.http.guard import CORRELATION_HEADER
 from bcs.http.identity import Scope
 from bcs.http.parameters import BATCHES, DefineQuery, EssaysQuery, ExplainQuery, HistoryQuery
+from bcs.http.plans import NDJSON
 from bcs.http.problems import TITLES, Kind
-from bcs.http.requests import Body, CompletePhase, DefinePipeline
+from bcs.http.requests import Body, CompletePhase, DefinePipeline, PlanPipelines
 from bcs.wire.events import Identifier
 
 OPENAPI: Final = "/openapi.json"
@@ -166,6 +167,18 @@ _CALLS = (
         },
         headers=_TRACE,
         leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY, "explainPipeline": _OF_BODY_WITH_PIPELINE},
+    ),
+    _Call(
+        method="post",
+        path="/internal/v1/pipelines/plan",
+        name="planPipelines",
+        summary="Say which phases of a pipeline many batches would still need, without any effect: a line for each",
+        answers={HTTPStatus.OK: NDJSON},
+        problems=("unknown-pipeline", *_WITH_BODY),
+        scope=Scope.READ,
+        body=PlanPipelines,
+        example={"batch_ids": ["batch_12345", "batch_12346"], "requested_pipeline": "nlp", "force": "requested"},
+        headers=_CORRELATION,
     ),
     _Call(
         method="post",

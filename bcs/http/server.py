@@ -256,6 +256,7 @@ class HttpServer:
 
         if all_else:
             add("POST", "/internal/v1/pipelines/define", self.pipelines.define, scope=Scope.RESOLVE, reads_body=True)
+            add("POST", "/internal/v1/pipelines/plan", self.explanations.plan, scope=Scope.READ, reads_body=True)
             add("POST", "/internal/v1/phases/complete", self.pipelines.complete, scope=Scope.REPORT, reads_body=True)
             # The pattern is needed: "{id}" alone does not match braces.
             add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)

@@ -63,6 +63,7 @@ from bcs.usecases.batch_reader import BatchReader, SnapshotReader
 from bcs.usecases.explain_pipeline import PipelineExplainer
 from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.usecases.new_batches import NewBatches
+from bcs.usecases.plan_pipelines import PipelinePlanner
 from bcs.usecases.report_phase import PhaseReporter
 from bcs.usecases.resolve_pipeline import PipelineResolver
 from bcs.wire.decoding import EventDecoder
@@ -243,10 +244,14 @@ class Service:
         )
         new_batches = NewBatches(self._quotas(), self.telemetry)
         reading = anyio.Semaphore(settings.http_max_concurrent_reads)
+        snapshots = SnapshotReader(
+            source=self.persistence.snapshots,
+            store_name=self.persistence.store_name,
+            archive=archive,
+            law=self._law,
+        )
         explainer = PipelineExplainer(
-            reader=SnapshotReader(
-                source=self.persistence.snapshots, store_name=self.persistence.store_name, archive=archive
-            ),
+            reader=snapshots,
             archive=archive.postgres if archive else None,
             require_registration=settings.require_registration,
             lag=lambda: self.kafka.intake_lag(int(self._runtime.now().timestamp() * 1000)),
@@ -305,7 +310,15 @@ class Service:
             pipelines=pipelines,
             batches=batches,
             explanations=ExplanationHandlers(
-                definitions=self._definitions, explainer=explainer, page_bytes=settings.http_page_bytes
+                definitions=self._definitions,
+                explainer=explainer,
+                planner=PipelinePlanner(
+                    reader=snapshots,
+                    definitions=self._definitions,
+                    require_registration=settings.require_registration,
+                    reading=reading,
+                ),
+                page_bytes=settings.http_page_bytes,
             ),
             health=health,
             actors=actors,

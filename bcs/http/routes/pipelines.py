@@ -63,7 +63,7 @@ class PipelineHandlers:
 
     async def define(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/define."""
-        parsed = _parsed(request, DefinePipeline)
+        parsed = parsed_body(request, DefinePipeline)
         body = parsed.body
         request[CORRELATION_ID], request[BATCH_ID] = body.correlation_id, body.batch_id
         plain = body.plain and not request.query_string
@@ -113,7 +113,7 @@ class PipelineHandlers:
 
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
-        parsed = _parsed(request, CompletePhase)
+        parsed = parsed_body(request, CompletePhase)
         body = parsed.body
         request[BATCH_ID] = body.batch_id
         if body.phase_name not in self.phases:
@@ -158,7 +158,11 @@ def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:
     )
 
 
-def _parsed(request: web.Request, model: type[BodyT]) -> ParsedBody[BodyT]:
+def parsed_body(request: web.Request, model: type[BodyT]) -> ParsedBody[BodyT]:
+    """The body of a request; its ids are noted for the log and the answer.
+
+    :raises InvalidBody: the body is invalid.
+    """
     try:
         parsed = parse_body(model, request[BODY], correlation_id_sent(request))
     except InvalidBody as error:
