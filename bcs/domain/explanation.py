@@ -470,7 +470,8 @@ def _text(one: PhaseCause) -> str:
         case Cause.ESSAYS_MISSING:
             return f"missing: {named}"
         case Cause.ESSAYS_NOT_NAMED:
-            return f"{_essays(count)} more {'is' if count == 1 else 'are'} expected, which no event has named"
+            more = "1 more essay is" if count == 1 else f"{count} more essays are"
+            return f"{more} expected, which no event has named"
         case Cause.NOT_REGISTERED:
             return f"the batch is not registered, and may have more than {_essays(count)}"
         case Cause.REPORTED_FAILED:
