@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import anyio
+
 from bcs.domain.columns import tallying
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarizing
@@ -14,6 +16,7 @@ from bcs.errors import StoreUnavailable
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.pace import paced
 from bcs.storage.ports import REDIS
+from bcs.storage.redis.batch_codec import StoredBatch
 from bcs.storage.redis.stored_batches import BatchCopy, StoredBatches
 from bcs.storage.redis.summary_cache import KeptSummary, SummaryCache
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 # Larger replies would delay other callers on the shared connection.
 _ESSAYS_SHARED = 200
+# Of a plan many batches are read at a time.
+_LARGE_READS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,7 @@ class ReadOnlyStore:
     backfill: ArchiveBackfill | None
     law: CompletionLaw
     _summaries: SummaryCache = field(default_factory=SummaryCache, init=False)
+    _large_reads: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(_LARGE_READS), init=False)
 
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `BatchSource.summary`. This process keeps the summaries of complete copies."""
@@ -44,7 +50,7 @@ class ReadOnlyStore:
             kept, version = self._summaries.get(batch_id), str(head.version).encode()
             if kept and (kept.redis, kept.version) == (head.redis, version):
                 return kept.summary
-            stored = await self.batches.read(batch_id, shared=head.essays <= _ESSAYS_SHARED)
+            stored = await self._read(batch_id, large=head.essays > _ESSAYS_SHARED)
             if not stored.former and stored.version and self._is_complete(stored.stamp, stored.redis):
                 summary = await paced(tallying(stored.registers, stored.columns, self.law, stored.version))
                 if summary is not None:
@@ -53,6 +59,12 @@ class ReadOnlyStore:
                     return summary
         copy = await self._complete(batch_id)
         return await paced(summarizing(copy.state, self.law, copy.version))
+
+    async def _read(self, batch_id: str, *, large: bool) -> StoredBatch:
+        if not large:
+            return await self.batches.read(batch_id, shared=True)
+        async with self._large_reads:
+            return await self.batches.read(batch_id)
 
     def _is_complete(self, stamp: str | None, redis: str) -> bool:
         return self.backfill is None or self.backfill.is_complete(stamp, redis)

@@ -18,8 +18,10 @@ from bcs.storage.pace import paced
 from bcs.usecases.batch_reader import SnapshotReader
 from bcs.usecases.kept_resolutions import KeptResolutions
 
-# More at a time read no faster, and each may be a large batch.
+# More at a time read no faster.
 _AT_A_TIME = 16
+# Under other definitions each batch is read whole, and may be large.
+_WHOLE_AT_A_TIME = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class PipelinePlanner:
                 found[batch_id] = await self._planned(batch_id, pipeline, resolutions, law)
 
         async with self.reading, anyio.create_task_group() as group:
-            for _ in range(min(_AT_A_TIME, len(batch_ids))):
+            for _ in range(min(_AT_A_TIME if draft is None else _WHOLE_AT_A_TIME, len(batch_ids))):
                 group.start_soon(work)
         return [found[batch_id] for batch_id in batch_ids]
 

@@ -194,6 +194,7 @@ async def test_a_thousand_batches_are_planned_in_a_second_at_half_the_cost_of_as
             assert cpu_seconds <= costs[f"{warmth} questions"][1] / 2, costs
 
 
+@pytest.mark.release
 async def test_the_command_sums_up_what_would_run(
     service: RunningService, batches: list[str], tmp_path: Path, unique_name: Callable[[str], str]
 ) -> None:
