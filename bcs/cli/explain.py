@@ -122,6 +122,8 @@ def explained_page(answer: Mapping[str, Any], pipeline: str) -> RenderableType:
     parts.append(Text())
     if as_of["seconds_behind"] is None:
         parts.append(Text("How far the intake is behind is not known yet."))
+    elif not as_of["events_behind"] and not as_of["seconds_behind"]:
+        parts.append(Text("When this was read, no event waited to be read."))
     else:
         events = counted(as_of["events_behind"], "event")
         parts.append(Text(f"When this was read, {events} waited to be read, for {as_of['seconds_behind']:.0f} s."))

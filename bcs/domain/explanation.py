@@ -5,9 +5,10 @@ The data alone imply the decision: `tests/support/explanation_checker.py` decide
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import itemgetter
 
 from bcs.domain.facts import (
     EssayPhaseEnded,
@@ -19,7 +20,7 @@ from bcs.domain.facts import (
     PhaseReported,
 )
 from bcs.domain.pipelines import Phase
-from bcs.domain.progress import Evaluation, PhaseExplanation, Standing
+from bcs.domain.progress import BlockingEssay, Evaluation, PhaseExplanation, Standing
 from bcs.domain.resolution import Decision, Reason, Resolution
 from bcs.domain.slices import Sliced, at_once, in_slices
 from bcs.domain.state import BatchState, Ending, Mark
@@ -266,8 +267,9 @@ def explaining_phase(
             causes += found[0]
             decided_by = found[1]
         else:
-            causes += _incomplete(state, phase, facts)
-            decided_by = _decided_incomplete(evaluation, state, phase, facts)
+            incomplete = yield from _incomplete(evaluation, state, phase, facts)
+            causes += incomplete[0]
+            decided_by = incomplete[1]
     expected = state.expected.count if state.expected else 0
     return ExplainedPhase(
         phase=phase,
@@ -349,24 +351,33 @@ def _unsuccessful(evaluation: Evaluation, phase: str, facts: PhaseExplanation) -
     return [_about(cause, essays, facts) for cause, essays in groups.items()]
 
 
-def _incomplete(state: BatchState, phase: Phase, facts: PhaseExplanation) -> list[PhaseCause]:
+def _incomplete(
+    evaluation: Evaluation, state: BatchState, phase: Phase, facts: PhaseExplanation
+) -> Sliced[tuple[list[PhaseCause], DecidingFact | None]]:
+    """The causes of a phase that is not complete, and the newest fact that keeps it from that.
+
+    No fact decided where only something is missing.
+    """
     groups: dict[Cause, list[str]] = {}
-    newest_us = max((at_us for at_us in _times(facts)), default=None)
-    recorded = newest_us is not None
-    for essay in facts.held_back_by:
-        cause = _OF_STANDING.get(essay.why)
-        if cause is None:
-            joined_later = newest_us is not None and essay.first_seen_us > newest_us
-            cause = Cause.NEW_ESSAYS if joined_later else Cause.ESSAYS_MISSING
-        groups.setdefault(cause, []).append(essay.essay_id)
+    newest_us = max(_times(facts), default=None)
+    newest_of: dict[Cause, BlockingEssay] = {}
+    for some in in_slices(facts.held_back_by):
+        for essay in some:
+            cause = _OF_STANDING.get(essay.why)
+            if cause is None:
+                joined_later = newest_us is not None and essay.first_seen_us > newest_us
+                cause = Cause.NEW_ESSAYS if joined_later else Cause.ESSAYS_MISSING
+            groups.setdefault(cause, []).append(essay.essay_id)
+            if cause not in newest_of or _decided_us(essay) > _decided_us(newest_of[cause]):
+                newest_of[cause] = essay
+        yield
+    known, invalidations = len(state.first_seen_us), state.invalidations.get(phase.name)
     causes: list[PhaseCause] = []
-    invalidations = state.invalidations.get(phase.name)
     if invalidations:
         causes.append(PhaseCause(cause=Cause.INVALIDATED, at_us=max(invalidations.values())))
-    elif not recorded and not groups.keys() & {Cause.ESSAYS_FAILED_BEFORE}:
-        return [PhaseCause(cause=Cause.NEVER_RECORDED, count=len(state.first_seen_us))]
+    elif newest_us is None and Cause.ESSAYS_FAILED_BEFORE not in groups:
+        return [PhaseCause(cause=Cause.NEVER_RECORDED, count=known)], None
     causes += [_about(cause, groups[cause], facts, newest_us) for cause in Cause if cause in groups]
-    known = len(state.first_seen_us)
     if not known and facts.report is not None:
         causes.append(PhaseCause(cause=Cause.REPORTED_FAILED, at_us=facts.report.at_us))
     if facts.missing:
@@ -374,8 +385,14 @@ def _incomplete(state: BatchState, phase: Phase, facts: PhaseExplanation) -> lis
     elif not known and facts.report is None:
         causes.append(PhaseCause(cause=Cause.NO_ESSAYS))
     if state.expected is None and known and not groups:
-        causes.append(PhaseCause(cause=Cause.NOT_REGISTERED, count=len(state.first_seen_us)))
-    return causes
+        causes.append(PhaseCause(cause=Cause.NOT_REGISTERED, count=known))
+    decided = _decided_incomplete(evaluation, state, phase, facts, newest_of)
+    return causes, max(decided, key=lambda fact: fact.at_us, default=None)
+
+
+def _decided_us(essay: BlockingEssay) -> int:
+    """The time of the fact that makes an essay block the phase, of essays with the same cause."""
+    return essay.mark.at_us if essay.mark is not None else essay.first_seen_us
 
 
 def _about(cause: Cause, essays: Sequence[str], facts: PhaseExplanation, newest_us: int | None = None) -> PhaseCause:
@@ -394,40 +411,39 @@ def _times(facts: PhaseExplanation) -> Iterable[int]:
 
 
 def _decided_incomplete(
-    evaluation: Evaluation, state: BatchState, phase: Phase, facts: PhaseExplanation
-) -> DecidingFact | None:
-    """The newest of the facts that keep a phase from being complete; None where only something is missing."""
-    name = phase.name
-    found: list[DecidingFact] = []
-    endings = {ending.at_us for ending in state.outcomes.get(name, {}).values()}
-    for essay in facts.held_back_by:
-        if essay.mark is not None:
-            if essay.mark is facts.report:
-                found.append(DecidingFact(kind=FactKind.PHASE_REPORTED, phase=name, at_us=essay.mark.at_us))
-            else:
-                by_outcome = essay.mark.at_us in endings
-                found.append(
-                    DecidingFact(
-                        kind=FactKind.PHASE_OUTCOME if by_outcome else FactKind.ESSAY_PHASE_ENDED,
-                        phase=name,
-                        essay_id=essay.essay_id,
-                        at_us=essay.mark.at_us,
-                    )
-                )
-        elif essay.why is Standing.LEFT_OUT and facts.outcome is not None:
-            found.append(DecidingFact(kind=FactKind.PHASE_OUTCOME, phase=name, at_us=facts.outcome.at_us))
-        elif essay.why is Standing.FAILED_BEFORE:
-            found += _failed_before(evaluation, essay.essay_id, phase)
-        elif essay.why is Standing.JOINED_AFTER_REPORT or essay.first_seen_us > max(_times(facts), default=2**63):
-            found.append(
-                DecidingFact(kind=FactKind.ESSAY_JOINED, phase=name, essay_id=essay.essay_id, at_us=essay.first_seen_us)
-            )
-    if not state.first_seen_us and facts.report is not None:
-        found.append(DecidingFact(kind=FactKind.PHASE_REPORTED, phase=name, at_us=facts.report.at_us))
-    for essay_or_all, at_us in state.invalidations.get(name, {}).items():
-        kind = FactKind.PHASE_INVALIDATED
-        found.append(DecidingFact(kind=kind, phase=name, essay_id=essay_or_all, at_us=at_us))
-    return max(found, key=lambda fact: fact.at_us, default=None)
+    evaluation: Evaluation,
+    state: BatchState,
+    phase: Phase,
+    facts: PhaseExplanation,
+    newest_of: Mapping[Cause, BlockingEssay],
+) -> Iterator[DecidingFact]:
+    """The newest fact of each cause.
+
+    :param newest_of: the essay with the newest fact, for each cause.
+    """
+    name, report = phase.name, facts.report
+    failed = newest_of.get(Cause.ESSAYS_FAILED)
+    if failed is not None and failed.mark is not None:
+        at_us = failed.mark.at_us
+        if failed.mark is report:
+            yield DecidingFact(kind=FactKind.PHASE_REPORTED, phase=name, at_us=at_us)
+        else:
+            by_outcome = any(ending.at_us == at_us for ending in state.outcomes.get(name, {}).values())
+            kind = FactKind.PHASE_OUTCOME if by_outcome else FactKind.ESSAY_PHASE_ENDED
+            yield DecidingFact(kind=kind, phase=name, essay_id=failed.essay_id, at_us=at_us)
+    if Cause.ESSAYS_NOT_IN_OUTCOME in newest_of and facts.outcome is not None:
+        yield DecidingFact(kind=FactKind.PHASE_OUTCOME, phase=name, at_us=facts.outcome.at_us)
+    if Cause.ESSAYS_FAILED_BEFORE in newest_of:
+        yield from _failed_before(evaluation, newest_of[Cause.ESSAYS_FAILED_BEFORE].essay_id, phase)
+    if Cause.NEW_ESSAYS in newest_of:
+        essay = newest_of[Cause.NEW_ESSAYS]
+        kind, at_us = FactKind.ESSAY_JOINED, essay.first_seen_us
+        yield DecidingFact(kind=kind, phase=name, essay_id=essay.essay_id, at_us=at_us)
+    if not state.first_seen_us and report is not None:
+        yield DecidingFact(kind=FactKind.PHASE_REPORTED, phase=name, at_us=report.at_us)
+    if invalidations := state.invalidations.get(name):
+        essay_or_all, at_us = max(invalidations.items(), key=itemgetter(1))
+        yield DecidingFact(kind=FactKind.PHASE_INVALIDATED, phase=name, essay_id=essay_or_all, at_us=at_us)
 
 
 def _failed_before(evaluation: Evaluation, essay_id: str, phase: Phase) -> list[DecidingFact]:
@@ -470,7 +486,8 @@ def _text(one: PhaseCause) -> str:
         case Cause.ESSAYS_MISSING:
             return f"missing: {named}"
         case Cause.ESSAYS_NOT_NAMED:
-            return f"{_essays(count)} more {'is' if count == 1 else 'are'} expected, which no event has named"
+            more = "1 more essay is" if count == 1 else f"{count} more essays are"
+            return f"{more} expected, which no event has named"
         case Cause.NOT_REGISTERED:
             return f"the batch is not registered, and may have more than {_essays(count)}"
         case Cause.REPORTED_FAILED:

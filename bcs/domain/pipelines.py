@@ -110,6 +110,11 @@ class PipelineDefinitions:
             by_name[phase.name] = phase
         self.phases: Mapping[str, Phase] = MappingProxyType(by_name)
         self._check_dependencies()
+        dependents: dict[str, list[str]] = {name: [] for name in by_name}
+        for name, phase in by_name.items():
+            for required in phase.requires:
+                dependents[required].append(name)
+        self._dependents = dependents
         plans = {name: self._order((name,)) for name in by_name}
         named: dict[str, Pipeline] = {}
         for pipeline in pipelines:
@@ -230,8 +235,8 @@ class PipelineDefinitions:
         while ready:
             _, name = heapq.heappop(ready)
             order.append(self.phases[name])
-            for dependent in needed:
-                if name in self.phases[dependent].requires:
+            for dependent in self._dependents[name]:
+                if dependent in needed:
                     waiting_for[dependent] -= 1
                     if waiting_for[dependent] == 0:
                         heapq.heappush(ready, (rank[dependent], dependent))

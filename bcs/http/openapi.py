@@ -31,8 +31,9 @@ from bcs.http.parameters import (
     GraphQuery,
     HistoryQuery,
 )
+from bcs.http.plans import NDJSON
 from bcs.http.problems import TITLES, Kind
-from bcs.http.requests import DEFINITIONS_HEADER, Body, CompletePhase, DefinePipeline, InvalidatedPhases
+from bcs.http.requests import DEFINITIONS_HEADER, Body, CompletePhase, DefinePipeline, InvalidatedPhases, PlanPipelines
 from bcs.http.routes.definitions import DOT_TYPE, MERMAID_TYPE, SVG_TYPE
 from bcs.wire.events import Identifier
 
@@ -222,6 +223,18 @@ _CALLS = (
         scope=Scope.OPERATE,
         headers=_CORRELATION,
         leads_to={"listPipelines": {}},
+    ),
+    _Call(
+        method="post",
+        path="/internal/v1/pipelines/plan",
+        name="planPipelines",
+        summary="Say which phases of a pipeline many batches would still need, without any effect: a line for each",
+        answers={HTTPStatus.OK: NDJSON},
+        problems=("unknown-pipeline", *_WITH_BODY),
+        scope=Scope.READ,
+        body=PlanPipelines,
+        example={"batch_ids": ["batch_12345", "batch_12346"], "requested_pipeline": "nlp", "force": "requested"},
+        headers=_CORRELATION,
     ),
     _Call(
         method="post",

@@ -32,6 +32,8 @@ _MOST_KEPT = 1_000
 _BEFORE_KEPT = len('{"batch_id":""')
 
 _MOST_NAMES = 100
+MOST_PLANNED = 1_000
+"""How many batches a plan has at most."""
 PhaseNames = Annotated[tuple[Identifier, ...], Field(max_length=_MOST_NAMES, fail_fast=True)]
 MOST_INVALIDATED_PHASES = 20
 MOST_INVALIDATED_ESSAYS = 1_000
@@ -59,7 +61,66 @@ class BatchMetadata(Body):
     ] = None
 
 
-class DefinePipeline(Body):
+class WithOptions(Body):
+    """The options of a resolution."""
+
+    force: Annotated[
+        Literal["requested", "all"] | PhaseNames | None,
+        Field(
+            description="Phases that run although they are complete: those that the requested pipeline itself lists, "
+            "these and all that they require, or the named ones."
+        ),
+    ] = None
+    until: Annotated[
+        Identifier | None, Field(description="Leave out all but this phase and the phases that it requires.")
+    ] = None
+    only: Annotated[PhaseNames | None, Field(description="Leave out all other phases.", min_length=1)] = None
+    exclude: Annotated[PhaseNames | None, Field(description="Leave out these phases.")] = None
+    assume_completed: Annotated[
+        PhaseNames | None, Field(description="Phases that count as complete; in a define only with `dry_run`.")
+    ] = None
+    assume_failed: Annotated[
+        PhaseNames | None, Field(description="Phases that count as failed; in a define only with `dry_run`.")
+    ] = None
+    definitions: Annotated[
+        DraftFile | None,
+        Field(
+            description="Phases and pipelines to use instead of those of the service, in the format of its pipeline "
+            "file; in a define only with `dry_run`."
+        ),
+    ] = None
+
+    def options(self) -> ResolveOptions:
+        """The options of the resolution.
+
+        :raises InvalidBody: fields contradict each other.
+        """
+        completed, failed = self.assume_completed or (), self.assume_failed or ()
+        if set(completed) & set(failed):
+            raise InvalidBody((InvalidField("assume_failed", "it must not name a phase of assume_completed"),))
+        options = ResolveOptions(
+            force=Force(self.force) if isinstance(self.force, str) else self.force or (),
+            until=self.until,
+            only=self.only or (),
+            exclude=self.exclude or (),
+            assume_completed=completed,
+            assume_failed=failed,
+        )
+        return options if options != PLAIN else PLAIN
+
+    def draft(self) -> PipelineDefinitions | None:
+        """The definitions in the request; None if it has none.
+
+        :raises InvalidBody: they contradict themselves.
+        """
+        try:
+            return None if self.definitions is None else self.definitions.definitions()
+        except ConfigurationError as error:
+            # The text names phases and pipelines, which are short words of letters, digits and underscores.
+            raise InvalidBody((InvalidField("definitions", str(error)),)) from None
+
+
+class DefinePipeline(WithOptions):
     """A question: which phases of a pipeline does a batch still need?"""
 
     fields: ClassVar[Fields] = {
@@ -91,31 +152,6 @@ class DefinePipeline(Body):
         StrictBool | Literal["full"] | None,
         Field(description="Explain each phase in `explanation`; `full` also lists the first page of all essays."),
     ] = None
-    force: Annotated[
-        Literal["requested", "all"] | PhaseNames | None,
-        Field(
-            description="Phases that run although they are complete: those that the requested pipeline itself lists, "
-            "these and all that they require, or the named ones."
-        ),
-    ] = None
-    until: Annotated[
-        Identifier | None, Field(description="Leave out all but this phase and the phases that it requires.")
-    ] = None
-    only: Annotated[PhaseNames | None, Field(description="Leave out all other phases.", min_length=1)] = None
-    exclude: Annotated[PhaseNames | None, Field(description="Leave out these phases.")] = None
-    assume_completed: Annotated[
-        PhaseNames | None, Field(description="Phases that count as complete; only with `dry_run`.")
-    ] = None
-    assume_failed: Annotated[
-        PhaseNames | None, Field(description="Phases that count as failed; only with `dry_run`.")
-    ] = None
-    definitions: Annotated[
-        DraftFile | None,
-        Field(
-            description="Phases and pipelines to use instead of those of the service, in the format of its pipeline "
-            "file; only with `dry_run`."
-        ),
-    ] = None
 
     @property
     def plain(self) -> bool:
@@ -133,43 +169,40 @@ class DefinePipeline(Body):
         )
 
     def options(self) -> ResolveOptions:
-        """The options of the resolution.
+        """See `WithOptions.options`.
 
         :raises InvalidBody: fields contradict each other.
         """
-        completed, failed = self.assume_completed or (), self.assume_failed or ()
         problems = [
             InvalidField(name, "it is allowed only with dry_run: true")
             for name in _WITHOUT_EFFECT
             if getattr(self, name) is not None and not self.dry_run
         ]
-        if set(completed) & set(failed):
-            problems.append(InvalidField("assume_failed", "it must not name a phase of assume_completed"))
         if problems:
             raise InvalidBody(tuple(problems))
-        options = ResolveOptions(
-            force=Force(self.force) if isinstance(self.force, str) else self.force or (),
-            until=self.until,
-            only=self.only or (),
-            exclude=self.exclude or (),
-            assume_completed=completed,
-            assume_failed=failed,
-        )
-        return options if options != PLAIN else PLAIN
-
-    def draft(self) -> PipelineDefinitions | None:
-        """The definitions in the request; None if it has none.
-
-        :raises InvalidBody: they contradict themselves.
-        """
-        try:
-            return None if self.definitions is None else self.definitions.definitions()
-        except ConfigurationError as error:
-            # The text names phases and pipelines, which are short words of letters, digits and underscores.
-            raise InvalidBody((InvalidField("definitions", str(error)),)) from None
+        return super().options()
 
 
 _WITHOUT_EFFECT = ("assume_completed", "assume_failed", "definitions")
+
+
+class PlanPipelines(WithOptions):
+    """A question about many batches: which phases of a pipeline does each still need?"""
+
+    fields: ClassVar[Fields] = {
+        "batch_ids": None,
+        "requested_pipeline": None,
+        "correlation_id": None,
+        "force": None,
+        "until": None,
+        "only": None,
+        "exclude": None,
+        "assume_completed": None,
+        "assume_failed": None,
+        "definitions": None,
+    }
+    batch_ids: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=MOST_PLANNED, fail_fast=True)]
+    requested_pipeline: Annotated[Identifier, Field(description="A phase or a pipeline of the configuration.")]
 
 
 class CompletePhase(Body):

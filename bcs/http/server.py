@@ -260,6 +260,7 @@ class HttpServer:
 
         if all_else:
             add("POST", "/internal/v1/pipelines/define", self.pipelines.define, scope=Scope.RESOLVE, reads_body=True)
+            add("POST", "/internal/v1/pipelines/plan", self.explanations.plan, scope=Scope.READ, reads_body=True)
             add("POST", "/internal/v1/phases/complete", self.pipelines.complete, scope=Scope.REPORT, reads_body=True)
             add("GET", PIPELINES, self.definitions.show, scope=Scope.READ)
             add("GET", f"{PIPELINES}/{{name:[^/]+}}/graph", self.definitions.graph, scope=Scope.READ)

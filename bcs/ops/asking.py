@@ -88,6 +88,23 @@ def ask(
     :raises RequestFailed: the service refused the request.
     :raises NotThisService: the response is not from BCS.
     """
+    return _document(_answer(url, body, expecting, timeout_seconds))
+
+
+def ask_lines(
+    url: str, body: Mapping[str, Any], *, expecting: Collection[str], timeout_seconds: float = _TIMEOUT_SECONDS
+) -> list[dict[str, Any]]:
+    """POST a document, and return the documents in the lines of the response.
+
+    :param expecting: the members that the last line of every response has.
+    :raises BcsError: as `ask`.
+    """
+    raw = _answer(url, body, expecting, timeout_seconds)
+    return [_document(line) for line in raw.splitlines()]
+
+
+def _answer(url: str, body: Mapping[str, Any] | None, expecting: Collection[str], timeout_seconds: float) -> bytes:
+    """The body of the response."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 (options check it)
     for name, value in authorization().items():
@@ -109,9 +126,10 @@ def ask(
         raise ServiceUnreachable(url, f"nothing in {timeout_seconds:.0f} s", late=True) from None
     except urllib.error.HTTPError as error:
         with error:
-            problem = _document(error.read(_LONGEST_ANSWER_BYTES))
+            raw = error.read(_LONGEST_ANSWER_BYTES)
+        problem = _document(raw)
         if problem.keys() >= set(expecting):
-            return problem
+            return raw
         if not str(problem.get("type")).startswith("urn:bcs:problem:"):
             raise NotThisService(url, error.code) from None
         raise RequestFailed(error.code, problem, error.headers.get("Retry-After")) from None
@@ -119,10 +137,9 @@ def ask(
         raise ServiceUnreachable(url, _cause(error.reason)) from None
     except (OSError, http.client.HTTPException) as error:
         raise ServiceUnreachable(url, _cause(error)) from None
-    document = _document(raw)
-    if not document.keys() >= set(expecting):
+    if not _last_document(raw).keys() >= set(expecting):
         raise NotThisService(url, status)
-    return document
+    return raw
 
 
 def _phrase(status: int) -> str:
@@ -135,6 +152,11 @@ def _document(raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def _last_document(raw: bytes) -> dict[str, Any]:
+    """The document, or the last one of several lines."""
+    return _document(raw) or _document(raw.rstrip().rpartition(b"\n")[2])
 
 
 def _cause(reason: object) -> str:

@@ -68,6 +68,7 @@ from bcs.usecases.batch_reader import BatchReader, SnapshotReader
 from bcs.usecases.explain_pipeline import PipelineExplainer
 from bcs.usecases.invalidate_phases import PhaseInvalidator
 from bcs.usecases.new_batches import NewBatches
+from bcs.usecases.plan_pipelines import PipelinePlanner
 from bcs.usecases.report_phase import PhaseReporter
 from bcs.usecases.resolve_pipeline import PipelineResolver
 from bcs.wire.decoding import EventDecoder
@@ -248,10 +249,13 @@ class Service:
         )
         new_batches = NewBatches(self._quotas(), self.telemetry)
         reading = anyio.Semaphore(settings.http_max_concurrent_reads)
+        snapshots = SnapshotReader(
+            source=self.persistence.snapshots,
+            store_name=self.persistence.store_name,
+            archive=archive,
+        )
         explainer = PipelineExplainer(
-            reader=SnapshotReader(
-                source=self.persistence.snapshots, store_name=self.persistence.store_name, archive=archive
-            ),
+            reader=snapshots,
             archive=archive.postgres if archive else None,
             require_registration=settings.require_registration,
             lag=lambda: self.kafka.intake_lag(int(self._runtime.now().timestamp() * 1000)),
@@ -320,7 +324,14 @@ class Service:
             definitions=DefinitionHandlers(definitions=self.definitions, reader=reader, reading=reading),
             batches=batches,
             explanations=ExplanationHandlers(
-                definitions=self.definitions, explainer=explainer, page_bytes=settings.http_page_bytes
+                definitions=self.definitions,
+                explainer=explainer,
+                planner=PipelinePlanner(
+                    reader=snapshots,
+                    require_registration=settings.require_registration,
+                    reading=reading,
+                ),
+                page_bytes=settings.http_page_bytes,
             ),
             invalidation=InvalidationHandlers(invalidator, self.definitions),
             health=health,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import anyio
+
+from bcs.domain.columns import tallying
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
@@ -13,11 +16,18 @@ from bcs.errors import StoreUnavailable
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.pace import paced
 from bcs.storage.ports import REDIS
+from bcs.storage.redis.batch_codec import StoredBatch
 from bcs.storage.redis.stored_batches import BatchCopy, StoredBatches
+from bcs.storage.redis.summary_cache import KeptSummary, SummaryCache
 
 if TYPE_CHECKING:
     # This module needs the extra `postgres`.
     from bcs.storage.postgres.archive import PostgresArchive
+
+# Larger replies would delay other callers on the shared connection.
+_ESSAYS_SHARED = 200
+# Of a plan many batches are read at a time.
+_LARGE_READS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +40,35 @@ class ReadOnlyStore:
     batches: StoredBatches
     backfill: ArchiveBackfill | None
     law: CompletionLaw
+    _summaries: SummaryCache = field(default_factory=SummaryCache, init=False)
+    _large_reads: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(_LARGE_READS), init=False)
 
     async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> BatchSummary:
-        """See `BatchSource.summary`."""
+        """See `BatchSource.summary`. This process keeps the summaries of complete copies."""
+        law = law or self.law
+        head = await self.batches.head(batch_id)
+        if head.version is not None and self._is_complete(head.stamp, head.redis):
+            kept, version = self._summaries.get(batch_id, law.fingerprint), str(head.version).encode()
+            if kept and (kept.redis, kept.version) == (head.redis, version):
+                return kept.summary
+            stored = await self._read(batch_id, large=head.essays > _ESSAYS_SHARED)
+            if not stored.former and stored.version and self._is_complete(stored.stamp, stored.redis):
+                summary = await paced(tallying(stored.registers, stored.columns, law, stored.version))
+                if summary is not None:
+                    version = str(stored.version).encode()
+                    self._summaries.put(batch_id, KeptSummary(stored.redis, version, summary, law=law.fingerprint))
+                    return summary
         copy = await self._complete(batch_id)
-        return await paced(summarizing(copy.state, law or self.law, copy.version))
+        return await paced(summarizing(copy.state, law, copy.version))
+
+    async def _read(self, batch_id: str, *, large: bool) -> StoredBatch:
+        if not large:
+            return await self.batches.read(batch_id, shared=True)
+        async with self._large_reads:
+            return await self.batches.read(batch_id)
+
+    def _is_complete(self, stamp: str | None, redis: str) -> bool:
+        return self.backfill is None or self.backfill.is_complete(stamp, redis)
 
     async def state(self, batch_id: str) -> BatchState:
         """See `BatchSource.state`."""

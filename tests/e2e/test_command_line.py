@@ -25,6 +25,7 @@ COMMANDS = [
     ("batches", "history"),
     ("resolve",),
     ("explain",),
+    ("plan",),
     ("pipelines",),
     ("pipelines", "list"),
     ("pipelines", "show"),
@@ -44,7 +45,9 @@ COMMANDS = [
     ("doctor",),
 ]
 READING = [
-    command for command in COMMANDS if len(command) == 2 or command[0] in ("resolve", "explain", "actors", "doctor")
+    command
+    for command in COMMANDS
+    if len(command) == 2 or command[0] in ("resolve", "explain", "plan", "actors", "doctor")
 ]
 # What these print is text for another program.
 TEXT_ONLY = [("pipelines", "graph"), ("pipelines", "convert"), ("events", "sample")]

@@ -28,19 +28,21 @@ async def test_a_person_reads_why_each_phase_runs(service: RunningService, told:
     assert lines[7].startswith("  2 of 3 essays completed it; not in the outcome completed_successfully of ")
     assert lines[7].endswith(": c.")
     assert lines[9].startswith("When this was read, ")
-    at_terminal = await bcs_at_terminal(80, "explain", told, "nlp", "--url", service.base)
-    assert max(map(len, at_terminal.uncoloured.splitlines())) <= 80
 
 
+@pytest.mark.release
 async def test_a_program_reads_the_data_also_of_all_essays(service: RunningService, told: str) -> None:  # noqa: F811
     short = (await bcs("explain", told, "nlp", "--url", service.base, "--json")).json
     assert pipeline_of(short) == short["final_pipeline"] == ["nlp"]
     full = (await bcs("explain", told, "nlp", "--url", service.base, "--json", "--full")).json
     check_essays(full)
+    at_terminal = await bcs_at_terminal(80, "explain", told, "nlp", "--url", service.base)
+    assert max(map(len, at_terminal.uncoloured.splitlines())) <= 80
     ran = await bcs("explain", told, "nlp", "--url", service.base, "--full", "--force", "nlp")
     assert ran.exit_code == 2
 
 
+@pytest.mark.release
 async def test_what_would_be_if(service: RunningService, told: str, tmp_path: Path) -> None:  # noqa: F811
     url = ("--url", service.base)
     ran = await bcs("explain", told, "nlp", "--assume-completed", "nlp", "--force", "spellcheck", *url)
@@ -58,6 +60,7 @@ async def test_what_would_be_if(service: RunningService, told: str, tmp_path: Pa
     assert "force: must be phases that the request is about: spellcheck" in refused.error
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("where", ["--dry-run", "--offline"])
 async def test_resolve_shows_what_options_do_without_an_effect(
     service: RunningService,
@@ -75,6 +78,7 @@ async def test_resolve_shows_what_options_do_without_an_effect(
     assert await platform.messages(topics.PHASE_SKIPPED, told) == []
 
 
+@pytest.mark.release
 async def test_resolve_forces_for_real(service: RunningService, told: str) -> None:  # noqa: F811
     ran = await bcs("resolve", told, "nlp", "--force", "spellcheck", "--url", service.base, "--json")
     assert (ran.json["final_pipeline"], ran.json["announced_phases"]) == (["spellcheck", "nlp"], [])

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
+import anyio
 import pytest
 
 from bcs.kafka.offsets import Offsets
 from bcs.wire import topics
+from tests.integration.test_http_batch_pages import LARGE, LONGEST_GAP_SECONDS, PHASES, known, watch_loop
 from tests.support.events import phase_outcome, registered, spellchecked
 from tests.support.explanation_checker import check_causes, check_essays, pipeline_of
 from tests.support.kafka import Platform
@@ -220,3 +223,28 @@ async def test_an_answer_is_refused_while_the_intake_is_too_far_behind(
         behind.service.kafka._measured_ms -= 61_000
         assert problem(await caller.define(batch, "nlp"), 503, "intake-behind")["seconds_behind"] >= 61
         assert await caller.metric("bcs_pipeline_refusals_total", reason="intake_behind") == 3
+
+
+@pytest.mark.release
+@pytest.mark.serial
+async def test_the_explanation_of_the_largest_batch_delays_nobody(redis_url: str) -> None:
+    essays = [str(UUID(int=number)) for number in range(LARGE)]
+    async with (
+        running_service(redis_url=redis_url, kafka_bootstrap_servers="127.0.0.1:1") as large,
+        Orchestrator(large.base) as caller,
+    ):
+        for phase in PHASES:
+            known(large, "the-largest", essays, set(essays[::3]), phase)
+        gaps: list[float] = []
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, large.run, watch_loop, gaps)
+            for query in ("", "?explain=full&limit=5000"):
+                answer = await caller.get(path_of("the-largest", "comprehensive", query))
+                document = explained(answer)
+                assert document["essays_known"] == LARGE
+                assert len(answer.body) < 1_500_000
+            settled = {"phases": [{"name": "spellcheck", "complete_when": "every_essay_settled"}]}
+            for fields in ({"explain": True}, {"definitions": settled, "explain": True}):
+                explained(await caller.define("the-largest", "spellcheck", dry_run=True, **fields))
+            large.call(gaps.append, -1.0)
+    assert max(gaps) < LONGEST_GAP_SECONDS, sorted(gaps)[-5:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -9,8 +10,11 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from redis.asyncio import Redis
 
+from bcs.domain.facts import EssaysRegistered, Outcome, PhaseReported
 from bcs.wire import topics
+from tests.integration.service_with_archive import ServiceWithArchive
 from tests.integration.test_explain import DRAFT, explained, path_of
+from tests.integration.test_plan import lines, plan
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import PARTITIONS, Platform, values
 from tests.support.service import Orchestrator, RunningService
@@ -109,6 +113,8 @@ async def test_a_dry_run_leaves_every_store_byte_by_byte_as_it_is(
     for query in ("", "?explain=full"):
         explained(await orchestrator.get(path_of(told, "ai_feedback", query)))
         explained(await orchestrator.get(path_of("nobody's", "ai_feedback", query)))
+    for fields in ({}, {"force": "all"}, {"definitions": DRAFT}):
+        lines(await plan(orchestrator, [told, "nobody's"], "spellcheck", **fields))
     await wait_until(lambda: quiet(service))
     assert await stores.everything() == before
     # What a dry run would have done is seen there: the summary, the announcement, and the entry of the history.
@@ -131,8 +137,38 @@ async def test_a_dry_run_does_not_complete_a_batch_that_redis_has_lost(
     before = await stores.everything()
     assert await orchestrator.to_run(told, "ai_feedback", dry_run=True) == ["ai_feedback"]
     explained(await orchestrator.get(path_of(told, "ai_feedback")))
+    [planned], _ = lines(await plan(orchestrator, [told], "ai_feedback"))
+    assert planned["final_pipeline"] == ["ai_feedback"]
     await wait_until(lambda: quiet(service))
     assert await stores.everything() == before
+
+
+@pytest.mark.release
+async def test_each_store_explains_while_the_other_is_away(tmp_path: Path, database_url: str) -> None:
+    async with ServiceWithArchive(tmp_path, database_url) as stack:
+        await stack.apply("batch", [EssaysRegistered(("a",), 1, 1), PhaseReported("spellcheck", Outcome.COMPLETED, 2)])
+        caller, path = stack.orchestrator, path_of("batch", "ai_feedback")
+        await stack.resolve_in_the_end("batch")
+        await stack.wait_for_archive()
+
+        async def explained_by(source: str, archive: str) -> bool:
+            answer = await caller.get(path)
+            if answer.status != 200 or answer.json["explanation"]["archive"] != archive:
+                return False
+            document = explained(answer)
+            [one], _ = lines(await plan(caller, ["batch"], "ai_feedback"))
+            assert (document["final_pipeline"], one["final_pipeline"]) == (["ai_feedback"], ["ai_feedback"])
+            return bool(document["source"] == one["source"] == source)
+
+        await wait_until(lambda: explained_by("redis", "answered"))
+        stack.redis_proxy.refuse()
+        await stack.redis_proxy.cut()
+        await wait_until(lambda: explained_by("postgresql", "answered"))
+        stack.redis_proxy.accept()
+        await stack.wait_for_redis()
+        stack.database_proxy.refuse()
+        await stack.database_proxy.cut()
+        await wait_until(lambda: explained_by("redis", "unavailable"))
 
 
 async def test_the_event_behind_the_deciding_fact_is_named(

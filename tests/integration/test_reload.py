@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -187,6 +188,10 @@ async def under_load(service: RunningService, file: Path, reloads: int) -> dict[
                 named = answer.headers[DEFINITIONS_HEADER]
                 assert of(answer) == expected[named], (named, options)
                 seen[named] = seen.get(named, 0) + 1
+            plan = {"batch_ids": ["batch"], "requested_pipeline": "all_of_it"}
+            answer = await orchestrator.request("POST", f"{PIPELINES}/plan", json=plan)
+            planned = json.loads(answer.body.splitlines()[0])
+            assert planned["final_pipeline"] in [to_run for to_run, *_ in expected.values()], answer.body
 
     known = delta_of([EssaysRegistered(("1", "2"), 2, 0), *(ended for phase in "abc" for ended in half(phase))])
     service.run(service.service.store.commit, "batch", known)

@@ -25,7 +25,7 @@ from tests.property.law_cases import Case, cases, some_of
 from tests.support.explanation_checker import check_causes, check_essays, is_complete, pipeline_of
 from tests.support.tiers import examples
 
-some = settings(deadline=None, max_examples=examples(40))
+some = settings(deadline=None, max_examples=examples(20))
 
 
 @st.composite

@@ -16,7 +16,7 @@ from bcs.errors import NeededPhasesLeftOut, PromptRequired, UnknownPhases
 from tests.property.test_resolution import NAMES, Graph, closure, graphs, summary_of
 from tests.support.tiers import examples
 
-some = settings(deadline=None, max_examples=examples(35))
+some = settings(deadline=None, max_examples=examples(20))
 
 
 @st.composite

@@ -185,7 +185,7 @@ CASES: list[tuple[str, ExplainedPhase, Told]] = [
         Told(
             Cause.ESSAYS_NOT_NAMED,
             {"count": 2},
-            "q runs: 2 of 4 essays completed it; 2 essays more are expected, which no event has named.",
+            "q runs: 2 of 4 essays completed it; 2 more essays are expected, which no event has named.",
         ),
     ),
     (
@@ -356,7 +356,7 @@ def test_several_causes_are_told_together() -> None:
     ]
     assert of.sentence == (
         f"q runs: 1 of 5 essays completed it; failed: a; not in the outcome completed_successfully of {at(5)}: c; "
-        "2 essays more are expected, which no event has named."
+        "2 more essays are expected, which no event has named."
     )
 
 

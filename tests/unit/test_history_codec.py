@@ -31,6 +31,7 @@ from bcs.domain.history import (
     consumed_entry_id,
     weight,
 )
+from bcs.domain.resolve_options import PLAIN, Force, ResolveOptions
 from bcs.storage.history_codec import decode_entry, encode_entry
 from bcs.storage.postgres.rows import from_text, to_text
 
@@ -69,6 +70,13 @@ recorded = st.builds(
     asked_by=st.none() | texts,
     reason=st.none() | texts,
 )
+given_options = st.builds(
+    ResolveOptions,
+    force=st.sampled_from(Force) | lists,
+    until=st.none() | st.text(min_size=1, max_size=3),
+    only=lists,
+    exclude=lists,
+).map(lambda options: PLAIN if options == PLAIN else options)
 resolved = st.builds(
     PipelineResolved,
     st.uuids(),
@@ -80,6 +88,7 @@ resolved = st.builds(
     decisions=st.lists(st.builds(PhaseDecided, texts, st.booleans(), texts, texts), max_size=3).map(tuple),
     version=st.integers(0, 2**53),
     source=texts,
+    options=given_options,
 )
 
 

@@ -165,7 +165,7 @@ def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:
 
 
 def parsed_body(request: web.Request, model: type[BodyT]) -> ParsedBody[BodyT]:
-    """Parse the body of a request. The request gets its correlation id.
+    """The body of a request; its ids are noted for the log and the answer.
 
     :raises InvalidBody: the body is invalid.
     """

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from bcs.domain.state import BatchState
 from bcs.errors import StoreCorrupted
 from bcs.storage.pace import paced
-from bcs.storage.redis.batch_codec import STAMP_FIELD, BatchKeys, StoredBatch
+from bcs.storage.redis.batch_codec import COUNT_FIELD, STAMP_FIELD, VERSION_FIELD, BatchKeys, StoredBatch
 from bcs.storage.redis.batch_commands import decoding, decoding_state, reads
 from bcs.storage.redis.nodes import Nodes
 
@@ -31,6 +31,22 @@ class BatchCopy:
     state: BatchState
     version: int
     stamp: str | None
+    redis: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHead:
+    """What Redis knows of a copy without its facts.
+
+    :param version: None where the batch is unknown, or only the former layout has it.
+    :param stamp: the complete stamp; None where the batch has none.
+    :param essays: how many essays the copy has.
+    :param redis: the identity of the server; empty where the server does not report one.
+    """
+
+    version: int | None
+    stamp: str | None
+    essays: int
     redis: str
 
 
@@ -62,6 +78,28 @@ class StoredBatches:
             node = self._nodes.at(keys.facts)
             replies = await (node.call_multiplexed if shared else node.call)(*commands)
         return await paced(decoding(keys, replies, replies.peer.identity))
+
+    async def head(self, batch_id: str) -> BatchHead:
+        """Read the version of a batch, over the shared connection; nothing is written.
+
+        :raises StoreUnavailable: no answer.
+        :raises StoreCorrupted: BCS did not write these values.
+        """
+        keys = self.keys(batch_id)
+        with as_corruption(keys):
+            replies = await self._nodes.at(keys.facts).call_multiplexed(
+                ("HMGET", keys.facts, VERSION_FIELD, STAMP_FIELD, COUNT_FIELD)
+            )
+        version, stamp, essays = replies[0]
+        try:
+            return BatchHead(
+                None if version is None else int(version),
+                None if stamp is None else stamp.decode(errors="replace"),
+                int(essays or 0),
+                replies.peer.identity,
+            )
+        except ValueError as error:
+            raise StoreCorrupted(keys.stem, str(error)) from None
 
     async def copy(self, batch_id: str) -> BatchCopy:
         """Read the state of a batch; nothing is written.
