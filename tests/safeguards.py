@@ -1092,6 +1092,7 @@ _ARCHIVE = (
     ),
 )
 
+_EXPLAINED = "integration/test_explain_archive"
 _HTTP = (
     Mutation(
         "no-guess",
@@ -1321,6 +1322,30 @@ _HTTP = (
         "        if not self.chaos_enabled:\n",
         "        if False:\n",
         _in("integration/test_chaos_door", "test_the_door_is_closed_unless_it_is_opened"),
+    ),
+    Mutation(
+        "dry-run",
+        "A dry run announces nothing and stores nothing.",
+        "bcs/usecases/resolve_pipeline.py",
+        "        if not command.dry_run:\n            if unknown:\n",
+        "        if True:\n            if unknown:\n",
+        _in(_EXPLAINED, "test_a_dry_run_leaves_every_store_byte_by_byte_as_it_is"),
+    ),
+    Mutation(
+        "needed-phases",
+        "A request can't leave out a phase that is not complete and that another phase needs.",
+        "bcs/domain/resolution.py",
+        "        if by:\n            progress",
+        "        if False:\n            progress",
+        _in("property/test_resolve_options", "test_a_refusal_says_what_is_needed_by_whom_and_why_it_is_not_complete"),
+    ),
+    Mutation(
+        "intake-behind",
+        "While events have waited longer than allowed, no question is answered.",
+        "bcs/usecases/resolve_pipeline.py",
+        "if lag.seconds is None or lag.seconds > most_seconds:",
+        "if lag.seconds is not None and lag.seconds > 2 * most_seconds:",
+        _in("integration/test_explain", "test_an_answer_is_refused_while_the_intake_is_too_far_behind"),
     ),
 )
 

@@ -24,6 +24,24 @@ _CHECKS = {
     "negative_data_rejection": {"expected-statuses": _OF_INVALID},
 }
 
+# The bodies of requests: callers may send fields that BCS does not read.
+_OPEN = ("DefinePipeline", "BatchMetadata", "CompletePhase", "PlanPipelines")
+# The options contradict each other where they name other phases; each shipped pipeline has this one.
+_SOME_PHASES = {"anyOf": [{"type": "array", "items": {"enum": ["spellcheck"]}, "maxItems": 100}, {"type": "null"}]}
+_OPTIONS = {
+    "force": {"enum": ["requested", "all", None]},
+    "until": {"enum": ["spellcheck", None]},
+    "only": {"enum": [["spellcheck"], None]},
+    "exclude": _SOME_PHASES,
+}
+_ONLY_WITH_DRY_RUN = ("assume_completed", "assume_failed", "definitions")
+_OPTIONS_OF_PLAN = {
+    "requested_pipeline": {"enum": ["nlp", "comprehensive"]},
+    "assume_completed": _SOME_PHASES,
+    "assume_failed": {"enum": [["nlp"], None]},
+    "definitions": {"type": "null"},
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
@@ -78,10 +96,12 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
     schemas, paths = document["components"]["schemas"], document["paths"]
     for name, schema in schemas.items():
         # Callers may send fields that BCS does not read.
-        if "properties" in schema and name not in ("DefinePipeline", "BatchMetadata", "CompletePhase"):
+        if "properties" in schema and name not in _OPEN:
             schema["additionalProperties"] = False
     schemas["CompletePhase"]["properties"]["phase_name"] = {"enum": [*names.phases]}
     schemas["DefinePipeline"]["properties"]["requested_pipeline"] = {"enum": [*names.pipelines]}
+    schemas["DefinePipeline"]["properties"] |= _OPTIONS | {name: {"type": "null"} for name in _ONLY_WITH_DRY_RUN}
+    schemas["PlanPipelines"]["properties"] |= _OPTIONS | _OPTIONS_OF_PLAN
     for parameter in paths["/internal/v1/actors/{name}/kill"]["post"]["parameters"]:
         if parameter["name"] == "name":
             parameter["schema"] = {"enum": [*names.actors]}
