@@ -14,6 +14,7 @@ from typing import Any
 from bcs.http.openapi import BEARER
 
 _PROGRAM = "tests.support.schemathesis_run"
+_BODIES = frozenset({"DefinePipeline", "BatchMetadata", "CompletePhase", "InvalidatedPhases"})
 # What a valid request may be answered, besides 503: the batch or the pipeline is unknown, or the report can't count.
 _OF_VALID = ["2xx", "404", "409", "503"]
 # What an invalid request is answered. An invalid name in a path is the name of nothing.
@@ -33,12 +34,14 @@ class Names:
     :param pipelines: the pipelines that may be asked for.
     :param actors: the actors that are killed, and names of none.
     :param batches: ids of batches of which something is known.
+    :param essays: the essays of these batches.
     """
 
     phases: Sequence[str]
     pipelines: Sequence[str]
     actors: Sequence[str]
     batches: Sequence[str]
+    essays: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +81,13 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
     schemas, paths = document["components"]["schemas"], document["paths"]
     for name, schema in schemas.items():
         # Callers may send fields that BCS does not read.
-        if "properties" in schema and name not in ("DefinePipeline", "BatchMetadata", "CompletePhase"):
+        if "properties" in schema and name not in _BODIES:
             schema["additionalProperties"] = False
     schemas["CompletePhase"]["properties"]["phase_name"] = {"enum": [*names.phases]}
+    invalidated = schemas["InvalidatedPhases"]["properties"]
+    invalidated["phases"]["items"] = {"enum": [*names.phases]}
+    [essays] = [one for one in invalidated["essays"]["anyOf"] if "items" in one]
+    essays["items"] = {"enum": [*names.essays]}
     schemas["DefinePipeline"]["properties"]["requested_pipeline"] = {"enum": [*names.pipelines]}
     for parameter in paths["/internal/v1/actors/{name}/kill"]["post"]["parameters"]:
         if parameter["name"] == "name":
