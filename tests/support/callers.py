@@ -23,12 +23,14 @@ ROUTES = [
     ("POST", "/internal/v1/phases/complete", Scope.REPORT),
     ("GET", "/internal/v1/batches/b", Scope.READ),
     ("GET", "/internal/v1/batches/b/history", Scope.READ),
+    ("POST", "/internal/v1/batches/b/invalidate", Scope.OPERATE),
     ("GET", "/internal/v1/actors", Scope.READ),
     ("POST", "/internal/v1/actors/nobody/kill", Scope.OPERATE),
 ]
 BODIES = {
     "/internal/v1/pipelines/define": {"batch_id": "b", "requested_pipeline": "nlp", "correlation_id": "c"},
     "/internal/v1/phases/complete": {"batch_id": "b", "phase_name": "nlp", "success": True},
+    "/internal/v1/batches/b/invalidate": {"phases": ["nlp"], "reason": "a test"},
 }
 
 
