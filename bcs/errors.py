@@ -390,9 +390,11 @@ class StoreUnavailable(StoreError):
     :param late: True if no answer came before the deadline: the store may be healthy, and this call too large.
     :param unsent: True if the call was not even sent, so that it surely was not carried out.
     :param address: the address that was tried, with its setting; empty where no connection was tried.
+    :ivar partly: True if another part of the call was carried out, on another server.
     """
 
     retryable = True
+    partly = False
 
     def __init__(
         self,

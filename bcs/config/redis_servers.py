@@ -16,6 +16,9 @@ NO_PORT = f"has a port that is not a number from 1 to 65535; {PERCENT_ENCODE}"
 
 LARGEST_PORT = 65_535
 _NOT_LISTED = f"must name each server as host:port, several separated by commas; {PERCENT_ENCODE}"
+_LOGIN_TWICE = "has the login more than once; write it once, before the first server, and an @ in a password as %40"
+# A server after a login, before the last login: some clients take a login for each server.
+_SERVER_BEFORE_LOGIN = re.compile(r"@[^@,]+:[0-9]{1,5},")
 _SERVER = re.compile(r"(?:\[(?P<v6>[^\[\]\s]+)\]|(?P<name>[^\s:/?#@\[\]]*)):(?P<port>[0-9]{1,5})")
 
 
@@ -64,6 +67,8 @@ def listing_problem(parts: SplitResult, options: Sequence[str]) -> str | None:
 
     :param options: the names of the options.
     """
+    if _SERVER_BEFORE_LOGIN.search(parts.netloc.rpartition("@")[0]):
+        return _LOGIN_TWICE
     seen = set()
     for text in _texts(parts):
         match = _SERVER.fullmatch(text)

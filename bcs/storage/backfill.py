@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bcs.domain.slices import Sliced
 from bcs.domain.state import BatchState
 from bcs.errors import StoreRefused, StoreUnavailable
 from bcs.storage.pace import paced
-from bcs.storage.ports import POSTGRESQL, ArchivePort
+from bcs.storage.ports import ArchivePort
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +19,13 @@ class Backfilled:
 
     :param stamp: the complete stamp for the copy in Redis; None if facts may still wait for the archive, if Redis
         reports no identity, or if the archive refused facts.
+    :param counted: False if Redis did not say how many facts wait. In a cluster, the server with the batch's queue may
+        be away, and the server with the batch not.
     """
 
     state: BatchState
     stamp: str | None
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,16 @@ class ArchiveBackfill:
 
     :param archive: the archive.
     :param waiting: returns how many entries of all replicas wait for the archive that may be about a batch.
+    :param oldest_seconds: returns how long the oldest of these entries has waited, and 0 if none waits. None for
+        commands, which read no queue: they do not notice facts that a failover lost while they wait for the archive.
     """
 
     archive: ArchivePort
     waiting: Callable[[str], Awaitable[int]]
+    oldest_seconds: Callable[[str], Awaitable[float]] | None = None
+    clock: Callable[[], float] = time.monotonic
+    # When a copy of another Redis was first read from each Redis.
+    _first_reads: dict[str, float] = field(default_factory=dict, init=False)
 
     def is_complete(self, stamp: str | None, redis: str) -> bool:
         """True if the copy in Redis is known to be complete.
@@ -79,27 +89,29 @@ class ArchiveBackfill:
         :param redis: the identity of the server that the copy was read from; empty where the server does not report
             one.
         :returns: None while the archive is unreachable.
-        :raises StoreUnavailable: Redis did not say how many entries wait for the archive.
         """
         if not self.archive.reachable:
             return None
         stamp = self.required_stamp(redis)
         try:
             # The queue is counted before the read, because an entry leaves the queue only once the archive has it.
-            waiting = await self.waiting(batch_id)
+            waiting = await self._count_waiting(batch_id)
             archived = await self.archive.state(batch_id)
             missing = await paced(_missing_in(archived, known))
             if not missing.empty:
                 try:
                     await self.archive.add_states({batch_id: missing})
                 except StoreRefused:
-                    return Backfilled(archived, None)
-        except StoreUnavailable as error:
-            # The queue is in Redis. If Redis fails, the archive may still have more facts than the copy.
-            if error.store != POSTGRESQL:
-                raise
+                    stamp = None
+        except StoreUnavailable:
             return None
-        return Backfilled(archived, None if waiting else stamp)
+        return Backfilled(archived, stamp if waiting == 0 else None, counted=waiting is not None)
+
+    async def _count_waiting(self, batch_id: str) -> int | None:
+        try:
+            return await self.waiting(batch_id)
+        except StoreUnavailable:
+            return None
 
     async def complete(
         self, batch_id: str, known: BatchState, stamp: str | None, redis: str
@@ -110,16 +122,36 @@ class ArchiveBackfill:
         :param stamp: the complete stamp of the copy.
         :param redis: as for `is_complete`.
         :returns: the facts that the copy got, and the complete stamp if the copy is complete now.
-        :raises StoreUnavailable: the archive is unreachable, and the copy may lack facts.
+        :raises StoreUnavailable: the copy may lack facts; the archive is unreachable, or Redis does not say what waits.
         """
         if self.is_complete(stamp, redis):
             return BatchState(), stamp
+        if stamp is not None and stamp.partition("/")[0] != redis:
+            await self._ensure_no_older_fact_waits(batch_id, redis)
         backfilled = await self.backfill(batch_id, known, redis)
         if backfilled is None:
             self.ensure_same_redis(stamp, redis)
             self.require_registered(known.expected is not None)
             return BatchState(), None
+        if not backfilled.counted and redis and stamp is not None and stamp.partition("/")[0] != redis:
+            # What waits for the archive is in the copy, too, unless Redis has lost it.
+            raise StoreUnavailable("redis", "it does not say which facts wait, and may have lost them in this copy")
         return await paced(known.merging(backfilled.state)), backfilled.stamp
+
+    async def _ensure_no_older_fact_waits(self, batch_id: str, redis: str) -> None:
+        """Refuse while facts wait that are older than this Redis.
+
+        It may have lost them in a failover, and the archive does not have them yet. Facts that came later were
+        committed to this Redis.
+
+        :raises StoreUnavailable: such facts wait, or nobody says how long facts have waited.
+        """
+        if self.oldest_seconds is None:
+            return
+        first_read = self._first_reads.setdefault(redis, self.clock())
+        oldest_seconds = await self.oldest_seconds(batch_id)
+        if oldest_seconds and oldest_seconds >= self.clock() - first_read:
+            raise StoreUnavailable("postgresql", "facts wait for it that this Redis may lack: they are older")
 
     def require_registered(self, registered: bool) -> None:
         """Refuse to answer from Redis alone for a batch that is not registered there, while the archive is unreachable.

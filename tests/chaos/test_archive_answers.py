@@ -50,17 +50,17 @@ class SourcedLoad(Load):
 @asynccontextmanager
 async def killed(scene: RecordedScene) -> AsyncIterator[None]:
     """Started again with what it had acknowledged."""
-    await anyio.to_thread.run_sync(scene.ground.valkey.kill)
+    await anyio.to_thread.run_sync(scene.ground.redis.servers[0].kill)
     yield
-    await anyio.to_thread.run_sync(scene.ground.valkey.start)
+    await anyio.to_thread.run_sync(scene.ground.redis.servers[0].start)
 
 
 @asynccontextmanager
 async def frozen(scene: RecordedScene) -> AsyncIterator[None]:
     """Its connections stay open."""
-    scene.ground.valkey.freeze()
+    scene.ground.redis.servers[0].freeze()
     yield
-    scene.ground.valkey.thaw()
+    scene.ground.redis.servers[0].thaw()
 
 
 @asynccontextmanager
@@ -79,6 +79,11 @@ def enough_answered(scene: RecordedScene, since: float) -> bool:
     """Whether an outage has gone on for so many resolutions and reports as to show something."""
     paths = Counter(one.path for one in scene.between(since, time.monotonic()))
     return min(paths[DEFINE], paths[COMPLETE]) >= LEAST_ANSWERED
+
+
+def answers(requests: dict[str, list[Asked]]) -> dict[str, dict[str, int]]:
+    """How many requests of each path got which answer."""
+    return {path: dict(Counter(one.outcome for one in some)) for path, some in requests.items()}
 
 
 async def test_without_redis_postgresql_answers(
@@ -116,14 +121,14 @@ async def test_without_redis_postgresql_answers(
                         during[one.path].append(one)
                     edges += scene.between(left, opened)
                     sources = Counter(source for moment, source in load.sources if opened < moment < ended)
-                    assert sources.keys() == {"postgresql"}, (number, KINDS[number % len(KINDS)].__name__)
+                    assert sources.keys() == {"postgresql"}, (KINDS[number % len(KINDS)].__name__, answers(during))
                     assert sources["postgresql"] >= LEAST_ANSWERED
                     await wait_until(back)
                     back_after.append(time.monotonic() - ended)
             load.enough = True
         entries = await scene.assert_recorded()
         await scene.assert_no_restart()
-    outcomes = {path: dict(Counter(one.outcome for one in some)) for path, some in during.items()}
+    outcomes = answers(during)
     assert outcomes[DEFINE].keys() == {"200"}
     assert outcomes[COMPLETE].keys() == {"503"}
     assert len(load.tally.pruned) >= LEAST_ANSWERED * SIZES.store_outages * len(KINDS) / 2

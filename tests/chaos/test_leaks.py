@@ -114,14 +114,14 @@ class Drill:
                         killing.start_soon(self._kill, service, actor, others)
                 await wait_until(lambda: not self._batch_kills_left, 60)
                 self._enough = True
-            await wait_until(lambda: platform.caught_up(service.group))
+            await wait_until(lambda: platform.caught_up(service.group), 60)
         assert restarts(service) - before == Counter({"intake": intake, **dict.fromkeys(OTHERS, others)})
 
     async def _kill(self, service: RunningService, actor: str, times: int) -> None:
         for _ in range(times):
             before = restarts(service)[actor]
             assert service.call(service.service.root.kill, actor)
-            await wait_until(partial(is_back, service, actor, before))
+            await wait_until(partial(is_back, service, actor, before), 60)
             if self._chance.random() < 0.5:
                 await wait_until(partial(self._has_done_more, actor, self._done(actor)), 60)
 
@@ -161,9 +161,18 @@ def is_back(service: RunningService, actor: str, before: int) -> bool:
     return child.restarts == before + 1 and child.state is State.RUNNING
 
 
-def holdings(service: RunningService, ports: dict[int | None, str]) -> Counter[str]:
-    """What the service has at present, and what there is of each kind of object."""
+def collect_garbage(caplog: pytest.LogCaptureFixture) -> None:
+    """Free all that nobody needs any more, pytest's own copy of the log included.
+
+    It keeps errors with their tracebacks, so with connections of aiokafka, and a busy machine has many errors.
+    """
+    caplog.clear()
     gc.collect()
+
+
+def holdings(service: RunningService, ports: dict[int | None, str], caplog: pytest.LogCaptureFixture) -> Counter[str]:
+    """What the service has at present, and what there is of each kind of object."""
+    collect_garbage(caplog)
     objects = gc.get_objects()
     alive = Counter(kind for one in objects for kind in type(one).__mro__)  # a queue's streams are of its own classes
     held = Counter({kind.__name__: alive[kind] for kind in OBJECTS})
@@ -193,9 +202,9 @@ def connections(ports: dict[int | None, str]) -> Counter[str]:
     return found
 
 
-def allocated_blocks() -> int:
+def allocated_blocks(caplog: pytest.LogCaptureFixture) -> int:
     """How many objects, and parts of objects, Python holds, once all garbage is gone."""
-    gc.collect()
+    collect_garbage(caplog)
     return sys.getallocatedblocks()
 
 
@@ -204,7 +213,7 @@ def resident_bytes() -> int:
 
 
 async def test_nothing_is_left_of_actors_that_died(
-    redis_url: str, kafka_bootstrap_servers: str, note_figure: Note
+    redis_url: str, kafka_bootstrap_servers: str, note_figure: Note, caplog: pytest.LogCaptureFixture
 ) -> None:
     drill = Drill(kafka_bootstrap_servers)
     servers = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
@@ -213,21 +222,21 @@ async def test_nothing_is_left_of_actors_that_died(
         ports = {urlsplit(url).port: name for name, url in ends.items()}
         await drill.play(service, intake=1, others=2)
         # A fetch, and the task for it, come and go: the most of some looks before, the least of some looks afterwards.
-        before = reduce(or_, [holdings(service, ports) for _ in range(LOOKS)])
-        resident, blocks = resident_bytes(), allocated_blocks()
+        before = reduce(or_, [holdings(service, ports, caplog) for _ in range(LOOKS)])
+        resident, blocks = resident_bytes(), allocated_blocks(caplog)
         await drill.play(service, INTAKE, OTHER)
-        after = holdings(service, ports)
+        after = holdings(service, ports, caplog)
 
         def nothing_left() -> bool:
             nonlocal after
-            after &= holdings(service, ports)
+            after &= holdings(service, ports, caplog)
             return not after - before
 
         with suppress(AssertionError):
-            await wait_until(nothing_left)
+            await wait_until(nothing_left, 20)
         assert after - before == Counter(), f"left over, besides {before}"
         grown = (resident_bytes() - resident) / 2**20
-        more_blocks = allocated_blocks() - blocks
+        more_blocks = allocated_blocks(caplog) - blocks
         assert more_blocks <= GROWN_BLOCKS
         assert grown <= GROWN_MEGABYTES
     each = f"{INTAKE} of intake, {OTHER} each of {', '.join(OTHERS)}, and a batch's"

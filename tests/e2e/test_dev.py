@@ -63,20 +63,20 @@ async def test_r_at_a_terminal_restarts_the_service_and_leaves_the_servers(tmp_p
                 shown.extend(os.read(terminal, 65536))
             return text.encode() in shown
 
-        await wait_until(lambda: shows("r restarts the service"), 40)
+        await wait_until(lambda: shows("r restarts the service"))
         servers = children_of(process.pid)
         assert len(servers) == 3
         pipelines.write_text("phases: [")
         os.write(terminal, b"r")
-        await wait_until(lambda: shows("The pipelines stay as they were") and shows("BCS is running again"), 20)
+        await wait_until(lambda: shows("The pipelines stay as they were") and shows("BCS is running again"))
         pipelines.write_text("phases: [{name: after}]")
         os.write(terminal, b"xr")
-        await wait_until(lambda: shown.count(b"BCS is running again") == 2 or shows("no such text"), 20)
+        await wait_until(lambda: shown.count(b"BCS is running again") == 2 or shows("no such text"))
         assert children_of(process.pid) == servers
         async with Orchestrator(f"http://127.0.0.1:{settings['BCS_HTTP_PORT']}") as caller:
             assert (await caller.define("b", "after")).json["final_pipeline"] == ["after"]
         os.write(terminal, b"\x03")
-        await wait_until(lambda: process.poll() is not None or shows("no such text"), 20)
+        await wait_until(lambda: process.poll() is not None or shows("no such text"))
         assert process.wait() == 0
     assert log.read_text().count(" started ") == 3
 
@@ -88,7 +88,7 @@ async def test_dev_on_a_taken_port_says_so_in_one_line_and_leaves_nothing(tmp_pa
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with BcsProcess(tmp_path / "dev", "dev", BCS_HTTP_PORT=port, TMPDIR=home) as process:
-            assert await process.ended(40) == 1
+            assert await process.ended() == 1
     [line] = process.log.read_text().splitlines()
     assert "BCS_HTTP_PORT" in line
     assert str(port) in line

@@ -289,7 +289,7 @@ async def test_a_second_signal_stops_at_once(
         await wait_until(lambda: "stopping" in process.log.read_text())
         assert process.process.poll() is None
         process.signal(signal.SIGTERM)
-        assert await process.ended(6) == 130
+        assert await process.ended() == 130
         writer.close()
         assert not (await reader.read()).startswith(b"HTTP/1.1 200")
 
@@ -303,7 +303,7 @@ async def two_in_flight(orchestrator: Orchestrator) -> bool:
 
 async def test_the_demo_tells_its_story_and_leaves_nothing_running(tmp_path: Path) -> None:
     with BcsProcess(tmp_path, "dev", "--demo", BCS_HTTP_PORT=held_port()) as process:
-        await wait_until(lambda: "That was the story" in process.output.read_text(), 40)
+        await wait_until(lambda: "That was the story" in process.output.read_text())
         output = process.output.read_text()
         started = re.findall(r"^Starting (\S+).* \.\.\. ready in \d+\.\d s$", output, re.MULTILINE)
         assert started == ["Redis", "Kafka", "PostgreSQL"]

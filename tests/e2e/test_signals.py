@@ -165,7 +165,7 @@ async def test_dev_leaves_nothing_whenever_it_is_stopped(tmp_path: Path, moment:
     with bcs(tmp_path / "dev", "dev", BCS_HTTP_PORT=free_port(), TMPDIR=home) as process:
         await wait_until(lambda: OF_DEV[moment](process, home), 40, description=moment)
         process.signal(number)
-        assert await process.ended(30) == 0
+        assert await process.ended() == 0
     assert "Traceback" not in process.log.read_text()
     assert servers_in(home) == []
     assert list(home.iterdir()) == []
@@ -184,9 +184,9 @@ async def test_dev_leaves_nothing_when_its_terminal_is_closed(tmp_path: Path, mo
                 read.extend(os.read(terminal, 65536))
             return b"BCS is running" in read
 
-        await wait_until(has_started if moment == "has started" else lambda: OF_DEV[moment](process, home), 40)
+        await wait_until(has_started if moment == "has started" else lambda: OF_DEV[moment](process, home))
         os.close(terminal)
-        await wait_until(lambda: process.poll() is not None, 30)
+        await wait_until(lambda: process.poll() is not None)
         assert process.wait() == 0
     assert servers_in(home) == []
     assert list(home.iterdir()) == []

@@ -65,11 +65,11 @@ class SilentNames:
 async def stop(names: SilentNames, directory: Path) -> dict[str, object]:
     """Stop a service while it looks names up."""
     with serve(directory, "redis://redis.bcs.invalid", KAFKA, BCS_SHUTDOWN_SECONDS=5, command=BCS) as process:
-        await wait_until(lambda: names.lookups() >= 2, 40)
-        await wait_until(lambda: "started" in process.log.read_text(), 40)
+        await wait_until(lambda: names.lookups() >= 2)
+        await wait_until(lambda: "started" in process.log.read_text())
         process.signal(signal.SIGTERM)
         began = time.monotonic()
-        exit_code = await process.ended(40)
+        exit_code = await process.ended()
         return {"exit_code": exit_code, "seconds": time.monotonic() - began, "log": process.log.read_text()}
 
 
@@ -79,14 +79,14 @@ async def reconnect(names: SilentNames, directory: Path) -> dict[str, object]:
         where = f"redis://localhost:{server.port}"
         with serve(directory, where, KAFKA, BCS_KAFKA_REQUEST_TIMEOUT_SECONDS=1, command=BCS) as process:
             await process.answers()
-            await wait_until(lambda: names.lookups() >= 4, 40)
+            await wait_until(lambda: names.lookups() >= 4)
             server.restart()
             async with Orchestrator(process.base) as orchestrator:
 
                 async def answered() -> bool:
                     return (await orchestrator.define("batch")).status == 200
 
-                await wait_until(answered, 15)
+                await wait_until(answered)
             return {"answered": True}
 
 
@@ -98,7 +98,7 @@ def of_command(*arguments: str) -> Scenario:
 
     async def command(_: SilentNames, directory: Path) -> dict[str, object]:
         with BcsProcess(directory, *arguments, command=BCS, **NAMES) as process:
-            exit_code = await process.ended(50)
+            exit_code = await process.ended()
             return {"exit_code": exit_code, "said": process.output.read_text() + process.log.read_text()}
 
     return command

@@ -14,6 +14,7 @@ from bcs.errors import StoreUnavailable
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_store import RedisStateStore
 from tests.integration.stores import completed
+from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import wait_until
 
 _BATCHES = [f"batch-{number}" for number in range(200)]
@@ -27,11 +28,12 @@ class ClusterLoad:
 
     :param archive: gets each fact before the store; None without an archive.
     :param seed: of the choice of batches.
+    :ivar acknowledged: each batch's essays, with the time of the acknowledgement by the clock of the event loop.
     :ivar wrong: the batches of which an answer knew fewer essays than had been acknowledged before.
     """
 
     def __init__(self, stores: list[RedisStateStore], archive: PostgresArchive | None = None, seed: int = 1) -> None:
-        self.acknowledged: dict[str, set[str]] = {batch: set() for batch in _BATCHES}
+        self.acknowledged: dict[str, dict[str, float]] = {batch: {} for batch in _BATCHES}
         self.counts: Counter[str] = Counter()
         self.slowest_seconds = 0.0
         self.wrong: set[str] = set()
@@ -66,7 +68,7 @@ class ClusterLoad:
         """The acknowledged essays that a batch does not have."""
         lost = {}
         for batch, essays in self.acknowledged.items():
-            if missing := essays - set((await self._stores[-1].state(batch)).first_seen_us):
+            if missing := essays.keys() - set((await self._stores[-1].state(batch)).first_seen_us):
                 lost[batch] = missing
         return lost
 
@@ -86,15 +88,15 @@ class ClusterLoad:
             delta = delta_of([completed(essay)])
             if self._archive:
                 await self._archive.add_states({batch: delta})
-            began = anyio.current_time()
+            watch = Stopwatch()
             try:
                 await store.commit(batch, delta)
-                self.acknowledged[batch].add(essay)
+                self.acknowledged[batch][essay] = anyio.current_time()
                 self.counts["commits"] += 1
             except StoreUnavailable:
                 self.counts["failed commits"] += 1
-            self._note_time(began)
-            known, began = len(self.acknowledged[batch]), anyio.current_time()
+            self._note_time(watch)
+            known, watch = len(self.acknowledged[batch]), Stopwatch()
             try:
                 summary = await store.summary(batch)
                 self.counts["answers"] += 1
@@ -102,11 +104,11 @@ class ClusterLoad:
                     self.wrong.add(batch)
             except StoreUnavailable:
                 self.counts["failed answers"] += 1
-            self._note_time(began)
+            self._note_time(watch)
             await anyio.sleep(_PAUSE_SECONDS)
 
-    def _note_time(self, began: float) -> None:
-        self.slowest_seconds = max(self.slowest_seconds, anyio.current_time() - began)
+    def _note_time(self, watch: Stopwatch) -> None:
+        self.slowest_seconds = max(self.slowest_seconds, watch.seconds)
 
 
 async def answers(store: RedisStateStore, batch: str) -> bool:

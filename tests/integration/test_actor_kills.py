@@ -137,7 +137,7 @@ async def kill_batches_at_work(service: RunningService, batches: list[str]) -> i
 
     :returns: how many of them have to start again.
     """
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while True:
             children = [child for child in service.service.batches.snapshot().children if child.name in batches]
             if restarting := [child for child in children if child.state is State.BACKING_OFF]:

@@ -183,7 +183,7 @@ async def test_a_message_counts_as_finished_only_after_its_commit() -> None:
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await store.committing.wait()
         assert finished == []
         store.go_on.set()
@@ -299,7 +299,7 @@ async def test_messages_that_arrive_while_a_batch_waits_for_its_turn_are_committ
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     async with running(supervisor):
         supervisor.deliver_nowait("another", replace(command(0, "essay"), batch_id="another"))
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await store.committing.wait()  # the only slot is taken
         for offset, essay in enumerate(ESSAYS, start=1):
             supervisor.deliver_nowait(BATCH, command(offset, essay))

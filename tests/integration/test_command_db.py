@@ -127,10 +127,11 @@ async def test_a_stop_does_not_wait_for_another_replicas_upgrade(
     connection = await asyncpg.connect(database_url)
     try:
         await connection.execute(f"SELECT pg_advisory_lock({schema._ADVISORY_LOCK})")
-        with serve(tmp_path, redis_url, kafka_bootstrap_servers, BCS_DATABASE_URL=database_url) as process:
+        settings = {"BCS_DATABASE_URL": database_url, "BCS_DATABASE_FIRST_PROBE_SECONDS": 0.2}
+        with serve(tmp_path, redis_url, kafka_bootstrap_servers, **settings) as process:
             await process.answers()
             process.signal(signal.SIGTERM)
-            assert await process.ended(8) == 0
+            assert await process.ended(15) == 0
     finally:
         await connection.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from time import monotonic
 
 import pytest
 from aiokafka import ConsumerRecord
@@ -16,6 +15,7 @@ from bcs.wire.dead_letters.encode import RESOLUTION_FAILED
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import DEFINE, Orchestrator, RunningService
+from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -66,9 +66,9 @@ async def test_its_events_become_dead_letters_and_other_batches_go_on(
 
 
 async def test_a_report_on_it_is_answered_at_once(orchestrator: Orchestrator, bad: str) -> None:
-    began = monotonic()
+    watch = Stopwatch()
     answer = await orchestrator.complete(bad, "spellcheck")
-    assert monotonic() - began < PROMPT_SECONDS
+    assert watch.seconds < PROMPT_SECONDS
     assert answer.status == 500, answer.body
     assert answer.headers["Content-Type"] == "application/problem+json"
 
@@ -84,9 +84,9 @@ async def test_a_resolution_of_it_fails_and_becomes_a_dead_letter(
         "from the future": [1.50, "ä"],
     }
     body = json.dumps(request, indent=3, ensure_ascii=False).encode()
-    began = monotonic()
+    watch = Stopwatch()
     answer = await orchestrator.request("POST", DEFINE, data=body, headers={"Content-Type": "application/json"})
-    assert monotonic() - began < PROMPT_SECONDS
+    assert watch.seconds < PROMPT_SECONDS
     assert answer.status == 500, answer.body
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.json["correlation_id"] == request["correlation_id"]

@@ -67,19 +67,23 @@ async def test_the_documented_rights_are_enough(
         ) as service,
         Orchestrator(service.base) as orchestrator,
     ):
+
+        async def healthy() -> bool:
+            found = (await orchestrator.get("/healthz")).json["dependencies"]
+            return {found[name]["status"] for name in ("redis", "postgresql")} == {"healthy"}
+
+        # An owner's service makes the tables first, which a busy machine takes long for: 503 until then.
+        await wait_until(healthy)
         await platform.send(registered(batch, ["a"]), spellchecked(batch, "a"), spellchecked(batch, "a", "no-status"))
         await wait_until(lambda: platform.caught_up(service.group))
         assert (await orchestrator.define(batch, "ai_feedback")).json["pruned_phases"] == ["spellcheck"]
         await wait_until(lambda: platform.messages(topics.PHASE_SKIPPED, batch))
         await wait_until(lambda: platform.messages(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), batch))
 
-        async def healthy() -> bool:
-            found = (await orchestrator.get("/healthz")).json["dependencies"]
-            return {found[name]["status"] for name in ("redis", "postgresql")} == {"healthy"}
-
         async def archived() -> bool:
             history = await orchestrator.get(f"/internal/v1/batches/{batch}/history")
+            assert history.status == 200, history.body
             return {"facts", "resolution"} <= {entry["kind"] for entry in history.json["entries"]}
 
-        await wait_until(healthy)
         await wait_until(archived)
+        await wait_until(healthy)

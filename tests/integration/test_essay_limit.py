@@ -43,7 +43,6 @@ def service_settings(module_database_url: str) -> dict[str, object]:
     return {
         "max_essays_per_batch": MOST,
         "database_url": module_database_url,
-        "database_first_probe_seconds": 10.0,
     }
 
 

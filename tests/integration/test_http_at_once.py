@@ -71,7 +71,7 @@ def define(batch: str = "b", *more: str, version: str = "1.1", **changes: object
 
 async def answer_of(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     """Head and body of the next answer, without the date and new ids."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(20):
         head = await reader.readuntil(b"\r\n\r\n")
         [length] = re.findall(rb"(?i)content-length: (\d+)", head)
         return re.sub(rb"Date: .*?\r\n", b"", head), await reader.readexactly(int(length))
@@ -130,7 +130,7 @@ async def test_a_connection_stays_open_as_its_request_says(
             assert head.startswith(b"HTTP/1.1 200 OK\r\n")
             assert b"\r\nConnection:" not in head
         else:
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 assert await reader.read() == b""
 
 
@@ -232,5 +232,5 @@ async def test_a_stop_waits_for_an_answer_that_has_begun(
         service.call(stop.set)
         service.call(held.let_go.set)
         assert (await answer_of(reader))[0].startswith(b"HTTP/1.1 200 OK\r\n")
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert await reader.read() == b""

@@ -184,7 +184,7 @@ async def test_good_callers_keep_their_connections_while_silent_ones_use_up_the_
                 caller.connect(address)
                 for reader, writer in good:
                     writer.write(DEFINE_GOOD)
-                    with anyio.fail_after(5):
+                    with anyio.fail_after(30):
                         head = await reader.readuntil(b"\r\n\r\n")
                         await reader.readuntil(b"}\n")
                     statuses[int(head.split()[1])] += 1
@@ -216,10 +216,10 @@ async def test_six_hundred_attackers_harm_no_good_caller(tmp_path: Path, attack:
             async def is_under_attack() -> bool:
                 return (await orchestrator.metric("bcs_http_connections") or 0) > 0.9 * attackers
 
-            await wait_until(is_under_attack, 20)
+            await wait_until(is_under_attack)
             until = monotonic() + LONG_SECONDS
             statuses = await good_calls(process.base, goes_on=lambda _: monotonic() < until)
-            await wait_until(is_under_attack, 20)
+            await wait_until(is_under_attack)
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
     assert_kept(statuses)

@@ -18,6 +18,7 @@ from bcs.http.callers import Callers
 from bcs.http.deadlines import Deadlines, LoopClock, task_deadlines
 from bcs.http.guard import RequestGuard
 from bcs.observability.telemetry import Telemetry
+from tests.support.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.anyio
 
@@ -49,23 +50,24 @@ async def answer(clock: LoopClock, deadlines: TaskDeadlines) -> AsyncIterator[An
             await work()
             return web.Response()
 
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             return await guard.wrap(handler, "/")(make_mocked_request("GET", "/"))
 
     async with anyio.create_task_group() as group:
         group.start_soon(clock.run)
         yield answered
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await guard.idle()
         assert not deadlines._began, "nothing is kept of a request that is over"
         group.cancel_scope.cancel()
 
 
 async def test_a_late_request_is_answered_with_503_on_the_same_connection(answer: Answer) -> None:
-    began = anyio.current_time()
+    began, watch = anyio.current_time(), Stopwatch()
     response = await answer(anyio.sleep_forever)
     assert response.status == 503
-    assert SECONDS <= anyio.current_time() - began < SECONDS * 5
+    assert anyio.current_time() - began >= SECONDS
+    assert watch.seconds < SECONDS * 5
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0

@@ -42,7 +42,6 @@ def serving(redis_url: str, database_url: str, **settings: object) -> AbstractCo
     return service_in_thread(
         redis_url=redis_url,
         database_url=database_url,
-        database_first_probe_seconds=10.0,
         history_page_bytes=PAGE_BYTES,
         kafka_bootstrap_servers="127.0.0.1:1",
         **settings,

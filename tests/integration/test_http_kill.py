@@ -66,7 +66,7 @@ async def connection(service: RunningService) -> AsyncIterator[Connection]:
 
 async def answer_on(reader: asyncio.StreamReader) -> bytes:
     """The first answer's status line; empty when the connection ends without one."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         return await reader.readline()
 
 

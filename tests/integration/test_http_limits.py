@@ -46,7 +46,7 @@ async def connection(service: RunningService, *sent: bytes, source: str | None =
 
 async def answer_on(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
     """Status, head and body of the next answer."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(20):
         head = await reader.readuntil(b"\r\n\r\n")
         [length] = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length: ")]
         body = await reader.readexactly(int(length.partition(b": ")[2]))
@@ -102,7 +102,6 @@ def service_with_quotas(redis_url: str, module_database_url: str) -> Iterator[Ru
     with service_in_thread(
         redis_url=redis_url,
         database_url=module_database_url,
-        database_first_probe_seconds=10.0,
         kafka_bootstrap_servers="127.0.0.1:1",
         http_new_batches_per_minute=NEW_BATCHES,
     ) as running:
@@ -162,7 +161,7 @@ async def test_an_address_has_a_share_of_the_connections_and_gives_up_its_own_fi
             idle.append(await stack.enter_async_context(connection(service_with_shares, get("/readyz"))))
             assert (await answer_on(idle[-1][0]))[0] == 200
         for reader, _ in idle[:2]:
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 assert await reader.read() == b"", "the connections that are idle longest give way"
         for reader, writer in idle[2:]:
             writer.write(define())
@@ -188,7 +187,7 @@ async def test_beyond_the_share_of_an_address_only_probes_are_answered(
         for probe in PROBES * 3:
             async with connection(service, get(probe)) as (reader, _):
                 assert (await answer_on(reader))[0] == 200
-                with anyio.fail_after(5):
+                with anyio.fail_after(20):
                     assert await reader.read() == b"", "beyond the share, a connection ends with its first answer"
         statuses: Counter[int] = Counter()
         for _ in range(10):

@@ -16,6 +16,7 @@ import pytest
 
 from bcs.devtools.servers.embedded import free_port
 from tests.support.service import DEFINE, Orchestrator, RunningService, serve, service_in_thread
+from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +26,7 @@ SLOW_CALLERS = 80
 QUICK_CALLS = 40
 HEAD_SECONDS = 0.1
 BODY_SECONDS = 0.1
-IDLE_SECONDS = 0.3
+IDLE_SECONDS = 1.0
 # Of the loop that checks the times, and of this machine, which may be busy.
 LATE_SECONDS = 1.5
 # Longer than the service waits for a body.
@@ -90,10 +91,11 @@ async def test_bodies_that_never_end_take_no_place_from_quick_callers(patient_se
 
 
 async def test_a_body_that_comes_late_gets_a_408_and_its_connection_is_closed(hasty_service: RunningService) -> None:
+    began, watch = monotonic(), Stopwatch()
     async with connection(hasty_service, head(len(BODY)) + BODY[:-1]) as (reader, _):
-        began = monotonic()
         answer = await answer_on(reader)
-        assert BODY_SECONDS <= monotonic() - began < BODY_SECONDS + LATE_SECONDS
+        assert monotonic() - began >= BODY_SECONDS
+        assert watch.seconds < BODY_SECONDS + LATE_SECONDS
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"\r\nConnection: close\r\n" in answer
     assert b"\r\nRetry-After: " in answer
@@ -103,6 +105,7 @@ async def test_a_body_that_comes_late_gets_a_408_and_its_connection_is_closed(ha
 @pytest.mark.parametrize("gap_seconds", [0.0, HEAD_SECONDS / 8])
 async def test_a_head_that_comes_late_gets_a_408(hasty_service: RunningService, gap_seconds: float) -> None:
     """The time is that of the whole head: each further byte does not begin it anew."""
+    began, watch = monotonic(), Stopwatch()
     async with connection(hasty_service) as (reader, writer), anyio.create_task_group() as group:
 
         async def drip() -> None:
@@ -110,34 +113,36 @@ async def test_a_head_that_comes_late_gets_a_408(hasty_service: RunningService, 
                 writer.write(bytes([byte]))
                 await anyio.sleep(gap_seconds)
 
-        began = monotonic()
         if gap_seconds:
             group.start_soon(drip)
         else:
             writer.write(b"GET /healthz HTTP/1.1\r\n")
         answer = await all_of(reader)
-        assert HEAD_SECONDS <= monotonic() - began < HEAD_SECONDS + LATE_SECONDS
+        assert monotonic() - began >= HEAD_SECONDS
+        assert watch.seconds < HEAD_SECONDS + LATE_SECONDS
         group.cancel_scope.cancel()
     assert answer.startswith(b"HTTP/1.0 408 ")
     assert b"urn:bcs:problem:head-too-late" in answer
 
 
 async def test_a_connection_without_a_request_is_closed_without_an_answer(hasty_service: RunningService) -> None:
+    began, watch = monotonic(), Stopwatch()
     async with connection(hasty_service) as (reader, _):
-        began = monotonic()
         assert await all_of(reader) == b""
-        assert HEAD_SECONDS <= monotonic() - began < HEAD_SECONDS + LATE_SECONDS
+        assert monotonic() - began >= HEAD_SECONDS
+        assert watch.seconds < HEAD_SECONDS + LATE_SECONDS
 
 
 async def test_an_idle_connection_is_closed_after_its_time(hasty_service: RunningService) -> None:
     async with connection(hasty_service, b"GET /readyz HTTP/1.1\r\nHost: bcs\r\n\r\n") as (reader, writer):
         assert b" 200 " in await answer_on(reader)
         await anyio.sleep(HEAD_SECONDS)  # less than the time of an idle connection, and the next request has its own
+        began, watch = monotonic(), Stopwatch()
         writer.write(b"GET /readyz HTTP/1.1\r\nHost: bcs\r\n\r\n")
         assert b" 200 " in await answer_on(reader)
-        began = monotonic()
         assert await all_of(reader) == b""
-        assert IDLE_SECONDS * 0.9 <= monotonic() - began < IDLE_SECONDS + LATE_SECONDS
+        assert monotonic() - began >= IDLE_SECONDS * 0.9  # its clock goes by steps
+        assert watch.seconds < IDLE_SECONDS + LATE_SECONDS
 
 
 async def test_the_bytes_of_all_bodies_are_bounded_and_the_slowest_leaves(patient_service: RunningService) -> None:
@@ -238,7 +243,7 @@ async def held_bytes(orchestrator: Orchestrator) -> float:
 async def all_of(reader: asyncio.StreamReader) -> bytes:
     """All that comes until the connection is closed, by whatever means."""
     received = b""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         try:
             while more := await reader.read(65_536):
                 received += more
@@ -248,7 +253,7 @@ async def all_of(reader: asyncio.StreamReader) -> bytes:
 
 
 async def answer_on(reader: asyncio.StreamReader) -> bytes:
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         head = await reader.readuntil(b"\r\n\r\n")
         [length] = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length: ")]
         return head + await reader.readexactly(int(length.partition(b": ")[2]))

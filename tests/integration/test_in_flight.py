@@ -73,7 +73,7 @@ async def test_a_new_intake_counts_the_messages_of_the_old_intake(
             CountingConsumer.polls = 0
             await wait_until(lambda: depth_is_bounded(service) and CountingConsumer.polls >= POLLS)
         private_valkey.restart()
-        await wait_until(lambda: platform.caught_up(service.group), 30)
+        await wait_until(lambda: platform.caught_up(service.group))
         for batch in batches:
             assert await orchestrator.to_run(batch) == ["ai_feedback"]
         assert service.restarts()["intake"] == KILLS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,12 +14,15 @@ import pytest
 from bcs.errors import StoreUnavailable
 from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.redis.gateway import RedisGateway
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 DEADLINE_SECONDS, BUSY_SECONDS = 0.1, 0.2
 REPLY_BYTES = 4_000_000
+ROUNDS = 5
 Ask = Callable[[float], Awaitable[Any]]
+Connect = Callable[[], AbstractAsyncContextManager[Ask]]
 
 
 # The two read and look at their timers in different orders. The service runs on uvloop.
@@ -36,8 +40,8 @@ async def redis(url: str, key: str, *, shared: bool) -> AsyncIterator[Ask]:
         url, max_connections=1, deadline_seconds=DEADLINE_SECONDS, breaker_failures=100, breaker_open_seconds=1
     )
     call = gateway.call_multiplexed if shared else gateway.call
-    # So large that it is read in several turns of the loop.
-    await call(("SET", key, bytes(REPLY_BYTES)))
+    # So large that it is read in several turns of the loop. A busy server takes it at the second or third try.
+    await wait_until(lambda: call(("SET", key, bytes(REPLY_BYTES))), ignoring=(StoreUnavailable,))
     yield lambda seconds: call(("BLPOP", "nothing", seconds), ("GETDEL", key))
     await gateway.aclose()
 
@@ -53,33 +57,45 @@ async def postgresql(url: str) -> AsyncIterator[Ask]:
 @pytest.fixture(params=["redis alone", "redis shared", "postgresql"])
 def dependency(
     request: pytest.FixtureRequest, redis_url: str, redis_key_prefix: str, module_database_url: str
-) -> AbstractAsyncContextManager[Ask]:
-    """A dependency that answers after so many seconds."""
+) -> Connect:
+    """Connects to a dependency that answers after so many seconds."""
     if request.param == "postgresql":
-        return postgresql(module_database_url)
-    return redis(redis_url, redis_key_prefix, shared=request.param == "redis shared")
+        return partial(postgresql, module_database_url)
+    return partial(redis, redis_url, redis_key_prefix, shared=request.param == "redis shared")
 
 
-async def test_an_answer_that_waits_for_a_busy_loop_is_in_time(dependency: AbstractAsyncContextManager[Ask]) -> None:
-    answered = anyio.Event()
-    async with dependency as ask, anyio.create_task_group() as group:
+async def test_an_answer_that_waits_for_a_busy_loop_is_in_time(dependency: Connect) -> None:
+    """On a busy machine the dependency itself may be late, or this test: that says nothing, so it is asked again."""
+    for _ in range(ROUNDS):
+        if await is_answered_in_time(dependency):
+            return
+    raise AssertionError("an answer that waits for a busy loop is late each time")
+
+
+async def is_answered_in_time(dependency: Connect) -> bool:
+    answered, was_early, was_late = anyio.Event(), False, False
+    async with dependency() as ask, anyio.create_task_group() as group:
 
         async def be_answered() -> None:
-            await ask(0.03)
+            nonlocal was_late
+            try:
+                await ask(0.03)
+            except StoreUnavailable:
+                was_late = True
             answered.set()
 
         group.start_soon(be_answered)
         await anyio.sleep(0.01)
-        assert not answered.is_set()
+        was_early = answered.is_set()
         time.sleep(BUSY_SECONDS)  # noqa: ASYNC251 (this is the point)
-    assert answered.is_set()
+    return not was_early and not was_late
 
 
 async def test_who_does_not_answer_is_late_however_busy_the_loop_is(
-    dependency: AbstractAsyncContextManager[Ask],
+    dependency: Connect,
 ) -> None:
     over = anyio.Event()
-    async with dependency as ask, anyio.create_task_group() as group:
+    async with dependency() as ask, anyio.create_task_group() as group:
         began, busy_seconds = time.monotonic(), 0.0
 
         async def be_late() -> None:

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from tests.support.events import registered, spellchecked
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import PARTITIONS, Platform, create_platform_topics, uuids, values
 from tests.support.service import Answer, Orchestrator, RunningService, running_service
+from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -52,9 +52,9 @@ async def assert_nothing_crashed(service: RunningService, orchestrator: Orchestr
 
 
 async def assert_refused_in_time(request: Callable[[], Any]) -> None:
-    began = monotonic()
+    watch = Stopwatch()
     answer: Answer = await request()
-    assert monotonic() - began < DEADLINE_SECONDS + 0.5
+    assert watch.seconds < DEADLINE_SECONDS + 0.5
     assert answer.status == 503, answer.body
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert int(answer.headers["Retry-After"]) >= 1
@@ -244,16 +244,16 @@ async def test_kafka_away_leaves_http_unaffected_and_its_announcements_follow(
             await wait_until(lambda: waits(orchestrator, "intake"))
             assert (await orchestrator.get("/readyz")).status == 200
             assert (await orchestrator.complete(batch, "spellcheck")).status == 200
-            began = monotonic()
+            watch = Stopwatch()
             for number in range(10):
                 assert await orchestrator.to_run(batch, correlation_id=f"while-away-{number}") == ["ai_feedback"]
-            assert monotonic() - began < 2, "nothing waits for Kafka"
+            assert watch.seconds < 2, "nothing waits for Kafka"
             await wait_until(lambda: at_least(orchestrator, "bcs_outbox_backlog", 10))
 
             await broker.come_back()
             async with Platform(broker.proxy.address) as platform:
                 await platform.send(registered(f"{batch}-after", ["a"]), spellchecked(f"{batch}-after", "a"))
-                await wait_until(lambda: platform.caught_up(service.group), 30)
+                await wait_until(lambda: platform.caught_up(service.group))
                 assert await orchestrator.to_run(f"{batch}-after") == ["ai_feedback"]
                 await wait_until(lambda: all_announced(platform, batch))
             await wait_until(lambda: has_health(orchestrator, "healthy", "healthy", "healthy"))

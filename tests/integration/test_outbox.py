@@ -161,6 +161,12 @@ async def has_waited(outbox: Outbox, seconds: float) -> bool:
     return (await outbox.measure()).oldest_seconds >= seconds
 
 
+async def assert_no_older_than(outbox: Outbox, began: float) -> None:
+    """Check that no message has waited since before then; a busy machine may be slow, and its messages older."""
+    waited = (await outbox.measure()).oldest_seconds
+    assert waited <= time.monotonic() - began + 0.01  # the times of Redis have milliseconds
+
+
 async def test_a_message_gets_no_younger_by_being_given_back(outbox: Outbox) -> None:
     assert await outbox.measure() == Waiting(0, 0.0)
     await outbox.append([message(0)])
@@ -169,13 +175,14 @@ async def test_a_message_gets_no_younger_by_being_given_back(outbox: Outbox) -> 
         await outbox.requeue(await outbox.lease(1))
         assert await has_waited(outbox, 0.05)
     [old] = await outbox.lease(1)
+    began = time.monotonic()
     await outbox.append([message(1)])
     waiting = await outbox.measure()
     assert waiting.count == 2
     assert waiting.oldest_seconds >= 0.05
     # As after a FLUSHALL, when the entry that is given back is not there any more.
     await outbox.ack([old])
-    assert not await has_waited(outbox, 0.05)
+    await assert_no_older_than(outbox, began)
     if isinstance(outbox, RedisOutbox):
         await outbox.requeue([old])
         assert await has_waited(outbox, 0.05), "its age came along with it"
@@ -209,8 +216,9 @@ async def test_the_oldest_message_is_never_told_too_young(replica: Replica, gate
     while leased or (leased := await outbox.lease(9)):
         await outbox.ack(leased)
         leased = []
+    began = time.monotonic()
     await outbox.append([message(1000)])
-    assert not await has_waited(outbox, 0.05), "what the queue no longer has makes no other entry look old"
+    await assert_no_older_than(outbox, began)  # what the queue no longer has makes no other entry look old
 
 
 async def test_appending_settling_or_giving_back_nothing_is_harmless(outbox: Outbox) -> None:

@@ -80,7 +80,7 @@ async def test_a_dead_replica_s_entries_are_published_beside_new_entries(
         ):
             tasks.create_task(keep_coming())
             try:
-                await wait_until(published, 15)
+                await wait_until(published)
             finally:
                 enough = True
         records = await platform.messages(topics.PHASE_SKIPPED, key)

@@ -52,12 +52,12 @@ async def test_the_next_publisher_publishes_the_entries_of_a_crashed_one(
         async def published() -> bool:
             return crashes == 1 and await platform.messages(topics.PHASE_SKIPPED, batch) != []
 
-        await wait_until(published, 8)
+        await wait_until(published)
 
         async def nothing_left() -> bool:
             return service.run(service.service.outbox.backlog) == 0
 
-        await wait_until(nothing_left, 8)
+        await wait_until(nothing_left)
         records = values(await platform.messages(topics.PHASE_SKIPPED, batch))
         assert len({record["event_id"] for record in records}) == 1
         # What Kafka had acknowledged before the crash is published again.

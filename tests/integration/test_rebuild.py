@@ -48,7 +48,6 @@ def service_settings(own_valkey: EmbeddedServer, module_database_url: str) -> di
     return {
         "redis_url": f"redis://{own_valkey.address}",
         "database_url": module_database_url,
-        "database_first_probe_seconds": 10.0,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import pytest
@@ -19,7 +20,8 @@ from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.topology import slot_of
 from tests.integration.stores import ByTransaction, MakeStore, completed
-from tests.support.redis_cluster import ClusterNode, RedisCluster
+from tests.support.redis_cluster import SLOTS, ClusterNode, RedisCluster, name_in
+from tests.support.redis_servers import VALKEY
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -162,6 +164,36 @@ async def test_commands_for_several_slots_of_one_node_survive_the_move_of_one(
     assert await nodes.at(keys[1]).call(("GET", keys[1])) == [expected[1]]
 
 
+@pytest.mark.parametrize("multiplexed", [False, True])
+async def test_a_call_whose_outcome_is_unknown_is_not_sent_again(
+    redis_cluster: RedisCluster, nodes: Nodes, keys: BatchKeys, multiplexed: bool
+) -> None:
+    owner = await redis_cluster.node_of(keys.facts)
+    node = nodes.at(keys.facts)
+    send = node.call_multiplexed if multiplexed else node.call
+    assert await send(("EXISTS", keys.facts)) == [0]
+
+    await owner.ask("CLIENT", "PAUSE", 5000, "WRITE")
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lose_connections_once, owner)
+            with pytest.raises(StoreUnavailable):
+                await send(("HINCRBY", keys.facts, "count", 1))
+    finally:
+        await owner.ask("CLIENT", "UNPAUSE")
+    assert await send(("EXISTS", keys.facts)) == [0]
+
+
+async def lose_connections_once(node: ClusterNode) -> None:
+    """Wait until the node holds a command back, then reset all connections of clients."""
+
+    async def holds_one() -> bool:
+        return bool((await node.ask("INFO", "clients"))["blocked_clients"])
+
+    await wait_until(holds_one)
+    await node.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
 async def test_each_form_of_the_url_leads_only_to_its_kind_of_server(
     redis_cluster: RedisCluster, redis_url: str
 ) -> None:
@@ -193,6 +225,28 @@ async def test_one_answering_node_of_the_url_is_enough(redis_cluster: RedisClust
     assert (nodes.problem, nodes.circuit, nodes.partly_reachable) == ("", "closed", False)
     assert len(await nodes.all_nodes()) == len(await redis_cluster.masters())
     await nodes.aclose()
+
+
+@pytest.mark.parametrize("slots", [0, 5000])
+async def test_a_node_that_has_left_the_cluster_misleads_nobody(
+    redis_cluster: RedisCluster, tmp_path: Path, slots: int
+) -> None:
+    """Such a node answers as a cluster of its own: without slots, or with those of the keys that it still has."""
+    alone = ClusterNode(tmp_path / "alone", [], None, VALKEY)
+    try:
+        alone.server.start()
+        if slots:
+            await alone.ask("CLUSTER", "ADDSLOTSRANGE", 0, slots - 1)
+        url = url_of_redis(f"redis+cluster://{alone.address},{redis_cluster.nodes[0].address}")
+        nodes = ClusterNodes(url, max_connections=1, deadline_seconds=5, breaker_failures=5, breaker_open_seconds=1)
+        for slot in (0, SLOTS // 2, SLOTS - 1):
+            key = name_in(range(slot, slot + 1))
+            assert await nodes.at(key).call(("GET", key)) == [None]
+        await nodes.ping(DryRun("test:"))
+        assert (nodes.problem, len(await nodes.all_nodes())) == ("", len(await redis_cluster.masters()))
+        await nodes.aclose()
+    finally:
+        alone.close()
 
 
 async def test_a_cluster_of_which_no_node_answers_is_told_promptly(free_port: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -11,17 +12,21 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
 from bcs.errors import StoreUnavailable
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.stream_layouts import number_in, stream_key
 from bcs.storage.redis.topology import slot_of
 from tests.integration.cluster_load import ClusterLoad
 from tests.integration.stores import MakeStore, completed
 from tests.integration.test_redis_cluster import SLACK_SECONDS, connected_to
 from tests.support.redis_cluster import SLOTS, ClusterNode, RedisCluster, frozen, name_in
+from tests.support.redis_queues import USUAL_STREAMS as STREAMS
+from tests.support.redis_queues import archive_queue
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
@@ -29,7 +34,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
 DEADLINE_SECONDS = 1.0
 BACK_SECONDS = 5.0
-NO_KAFKA = "127.0.0.1:1"
+NO_KAFKA = NOWHERE = "127.0.0.1:1"
 
 
 @pytest.fixture
@@ -213,8 +218,8 @@ async def test_a_stamp_comes_back_with_its_slot_unless_facts_may_be_lost(
 
 
 @asynccontextmanager
-async def serving(cluster: RedisCluster) -> AsyncIterator[Orchestrator]:
-    settings = {"redis_url": cluster.url, "kafka_bootstrap_servers": NO_KAFKA}
+async def serving(cluster: RedisCluster, **settings: object) -> AsyncIterator[Orchestrator]:
+    settings |= {"redis_url": cluster.url, "kafka_bootstrap_servers": NO_KAFKA}
     async with (
         running_service(**settings, redis_deadline_seconds=DEADLINE_SECONDS) as service,
         Orchestrator(service.base) as orchestrator,
@@ -227,6 +232,11 @@ async def redis_in_health(orchestrator: Orchestrator) -> tuple[str, str]:
     return health["status"], health["message"]
 
 
+async def answers_from_the_archive(orchestrator: Orchestrator) -> bool:
+    health = (await orchestrator.get("/healthz")).json
+    return bool(health["dependencies"]["postgresql"]["status"] == "healthy")
+
+
 def has_status(orchestrator: Orchestrator, status: str) -> Callable[[], object]:
     async def has() -> bool:
         return (await redis_in_health(orchestrator))[0] == status
@@ -234,12 +244,25 @@ def has_status(orchestrator: Orchestrator, status: str) -> Callable[[], object]:
     return has
 
 
-async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path) -> None:
-    async with RedisCluster(tmp_path) as cluster, serving(cluster) as orchestrator:
+def with_outbox_in(its_slots: range, slots: range, prefix: str = "batch") -> str:
+    """A batch in some slots whose stream of the outbox is in others."""
+    names = (name_in(slots, f"{prefix}-{number}") for number in count())
+    return next(name for name in names if slot_of(stream_key("", number_in(STREAMS, name.encode()))) in its_slots)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path, database_url: str, archived: bool) -> None:
+    database = {"database_url": database_url} if archived else {}
+    async with RedisCluster(tmp_path) as cluster, serving(cluster, **database) as orchestrator:
         gone, *others = await cluster.masters()
         slots = await cluster.slots_of(gone)
-        its_batch, *other_batches = [name_in(await cluster.slots_of(node)) for node in (gone, *others)]
+        its_batch = name_in(slots)
+        # Their announcements go to streams of the shard that will be away.
+        other_slots = [await cluster.slots_of(node) for node in others]
+        other_batches = [with_outbox_in(slots, each) for each in other_slots]
         await wait_until(has_status(orchestrator, "healthy"))
+        if archived:
+            await wait_until(lambda: answers_from_the_archive(orchestrator))
         for batch in (its_batch, *other_batches):
             assert (await orchestrator.define(batch)).status == 200
         gone.server.kill()
@@ -249,9 +272,12 @@ async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path) -> No
         assert not any(node.address in message.partition(" (BCS_REDIS_URL)")[2] for node in others)
         assert (await orchestrator.get("/readyz")).status == 200
         assert await orchestrator.metric("bcs_redis_up", store="redis") in (0, None)
-        for batch in other_batches:
+        new_batches = [with_outbox_in(slots, each, "new") for each in other_slots]
+        for batch in other_batches + new_batches:
             assert (await orchestrator.define(batch)).status == 200
-            assert (await orchestrator.complete(batch, "nlp")).status == 200
+            for phase in ("spellcheck", "nlp"):
+                assert (await orchestrator.complete(batch, phase)).status == 200
+            assert (await orchestrator.define(batch)).json["pruned_phases"]
         for ask in (orchestrator.define(its_batch), orchestrator.complete(its_batch, "nlp")):
             with anyio.fail_after(DEADLINE_SECONDS + SLACK_SECONDS):
                 refused = await ask
@@ -262,6 +288,48 @@ async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path) -> No
         with anyio.fail_after(BACK_SECONDS):
             await wait_until(has_status(orchestrator, "healthy"))
             assert (await orchestrator.define(its_batch)).status == 200
+
+
+async def test_with_an_archive_a_shard_of_the_queues_that_is_away_refuses_no_other_batch(
+    tmp_path: Path, archive: PostgresArchive, in_redis: MakeStore, redis_key_prefix: str
+) -> None:
+    """A process that starts now can't know whether facts wait there."""
+    async with RedisCluster(tmp_path) as cluster:
+        gone = await cluster.owner_of(slot_of(stream_key("", 0)))
+        other = next(node for node in await cluster.masters() if node is not gone)
+        gone_slots, other_slots = await cluster.slots_of(gone), await cluster.slots_of(other)
+        gone.server.kill()
+        nodes = connected_to(cluster, DEADLINE_SECONDS)
+        queue = archive_queue(nodes, redis_key_prefix)
+        store = in_redis(nodes, backfill=ArchiveBackfill(archive, queue.waiting))
+        for batch in (name_in(other_slots, redis_key_prefix), with_outbox_in(gone_slots, other_slots)):
+            await store.commit(batch, delta_of([EssaysRegistered(("a",), 1, 0), completed("a")]))
+            assert (await store.summary(batch)).complete("spellcheck")
+        await nodes.aclose()
+
+
+async def test_without_postgresql_a_shard_away_refuses_only_facts_that_would_wait_there(tmp_path: Path) -> None:
+    """Facts of many batches are written together."""
+    async with (
+        RedisCluster(tmp_path) as cluster,
+        serving(cluster, database_url=f"postgresql://{NOWHERE}/none") as orchestrator,
+    ):
+        gone, other, _ = await cluster.masters()
+        gone_slots, other_slots = await cluster.slots_of(gone), await cluster.slots_of(other)
+        await wait_until(has_status(orchestrator, "healthy"))
+        gone.server.kill()
+        await wait_until(has_status(orchestrator, "degraded"))
+        statuses: dict[str, set[int]] = {"there": set(), "away": set()}
+
+        async def report(kind: str, batch: str) -> None:
+            statuses[kind].add((await orchestrator.complete(batch, "nlp")).status)
+
+        async with anyio.create_task_group() as group:
+            for number in range(30):
+                there = with_outbox_in(other_slots, other_slots, f"there-{number}")
+                group.start_soon(report, "there", there)
+                group.start_soon(report, "away", with_outbox_in(gone_slots, other_slots, f"away-{number}"))
+        assert statuses == {"there": {200}, "away": {503}}
 
 
 async def test_a_cluster_that_is_away_is_an_unreachable_redis(tmp_path: Path) -> None:

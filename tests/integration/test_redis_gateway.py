@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +29,7 @@ from tests.integration.stores import (
     until_it_answers,
 )
 from tests.support.fault_proxy import FaultProxy
+from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -41,9 +41,9 @@ SLACK_SECONDS = 1.0
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    started = time.monotonic()
+    watch = Stopwatch()
     yield
-    assert time.monotonic() - started < seconds + SLACK_SECONDS
+    assert watch.seconds < seconds + SLACK_SECONDS
 
 
 async def all_connections_work(gateway: RedisGateway, connections: int = CONNECTIONS) -> None:

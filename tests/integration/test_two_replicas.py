@@ -80,7 +80,7 @@ async def test_a_replica_that_comes_and_goes_takes_nothing_with_it(
                 async with replica("third") as third, Orchestrator(third.base) as orchestrator:
                     await wait_until(partial(applied, orchestrator), description="it has got to work")
             over.set()
-        await wait_until(lambda: platform.caught_up(redis_key_prefix), 30)
+        await wait_until(lambda: platform.caught_up(redis_key_prefix))
         for service in (first, second):
             async with Orchestrator(service.base) as orchestrator:
                 assert await applied(orchestrator) > 0
@@ -102,7 +102,7 @@ async def publish(platform: Platform, group: str, events: list[Event], over: any
 
     for start in range(0, len(events), CHUNK):
         await platform.send(*events[start : start + CHUNK])
-        await wait_until(next_one, 30)
+        await wait_until(next_one)
 
 
 def has_partitions(service: RunningService) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from bcs.actors import publisher
 from bcs.ops.dlq.reading import position_of
@@ -20,7 +19,7 @@ from bcs.wire import topics
 from bcs.wire.dead_letters.decode import read_dead_letter
 from bcs.wire.published import OutboundMessage
 from tests.kafka.services import SESSION_SECONDS
-from tests.support.kafka import Platform
+from tests.support.kafka import Platform, configured
 from tests.support.service import RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -145,29 +144,21 @@ async def test_messages_that_are_too_large_only_together_are_published(
 async def test_every_letter_has_a_key_so_that_a_compacted_topic_takes_it(
     kafka: str, service: RunningService, batch: str
 ) -> None:
-    letters = ConfigResource(
-        ConfigResourceType.TOPIC, topics.dead_letter_topic(topics.CJ_COMPLETED), {"cleanup.policy": "compact"}
-    )
+    letters = topics.dead_letter_topic(topics.CJ_COMPLETED)
     junk = [b"junk %d of %s" % (number, batch.encode()) for number in range(5)]
-    async with Platform(kafka) as platform, administrator(kafka) as admin:
-        await admin.alter_configs([letters])
-        try:
-            await wait_until(lambda: service.service.kafka.connected)
-            sent = await platform.send_raw(*((topics.CJ_COMPLETED, None, value) for value in junk))
+    async with Platform(kafka) as platform, configured(kafka, {letters: {"cleanup.policy": "compact"}}):
+        await wait_until(lambda: service.service.kafka.connected)
+        sent = await platform.send_raw(*((topics.CJ_COMPLETED, None, value) for value in junk))
 
-            async def arrived() -> dict[bytes | None, ConsumerRecord]:
-                records = await platform.messages(topics.dead_letter_topic(topics.CJ_COMPLETED))
-                found = {
-                    read_dead_letter(position_of(record), record.key, record.value, record.headers).value: record
-                    for record in records
-                    if record.value is not None
-                }
-                return found if found.keys() >= set(junk) else {}
+        async def arrived() -> dict[bytes | None, ConsumerRecord]:
+            found = {
+                read_dead_letter(position_of(record), record.key, record.value, record.headers).value: record
+                for record in await platform.messages(letters)
+                if record.value is not None
+            }
+            return found if found.keys() >= set(junk) else {}
 
-            found = await wait_until(arrived)
-        finally:
-            letters.configs = {"cleanup.policy": "delete"}
-            await admin.alter_configs([letters])
+        found = await wait_until(arrived)
     for value, source in zip(junk, sent, strict=True):
         record = found[value]
         assert record.key == f"{source.topic}/{source.partition}/{source.offset}".encode()

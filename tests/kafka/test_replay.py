@@ -18,7 +18,6 @@ import pytest
 from aiohttp import web
 from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
 from bcs.domain.facts import Fact
@@ -36,7 +35,7 @@ from tests.kafka.operator import Operator
 from tests.kafka.services import SESSION_SECONDS
 from tests.support import apache_kafka as apache
 from tests.support.events import Event, phase_outcome, registered, spellchecked
-from tests.support.kafka import PARTITIONS, Platform, create_platform_topics
+from tests.support.kafka import PARTITIONS, Platform, configured, create_platform_topics
 from tests.support.laws import LAW
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.tiers import IN_FULL
@@ -342,13 +341,7 @@ async def test_what_is_put_back_is_what_was_there(scene: Scene) -> None:
 
 async def test_a_replay_keeps_the_time_also_where_the_topic_stamps_it_anew(scene: Scene, tmp_path: Path) -> None:
     """The event has no time but Kafka's."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=scene.kafka)
-    await admin.start()
-    stamping = ConfigResource(
-        ConfigResourceType.TOPIC, topics.PHASE_OUTCOME, {"message.timestamp.type": "LogAppendTime"}
-    )
-    await admin.alter_configs([stamping])
-    try:
+    async with configured(scene.kafka, {topics.PHASE_OUTCOME: {"message.timestamp.type": "LogAppendTime"}}):
         envelope = json.loads(phase_outcome("batch", NEW_PHASE, ["essay"]).value)
         value = json.dumps({**envelope, "event_timestamp": None}).encode()
         await scene.platform.send_raw((topics.PHASE_OUTCOME, b"batch", value))
@@ -359,10 +352,6 @@ async def test_a_replay_keeps_the_time_also_where_the_topic_stamps_it_anew(scene
         async with scene.service(BCS_PIPELINE_CONFIG_PATH=configuration):
             assert (await scene.operator.asks("dlq", "replay", "--all"))["replayed"] == 1
             await wait_until(lambda: has_outcome(scene, "batch"), SECONDS)
-    finally:
-        stamping.configs = {"message.timestamp.type": "CreateTime"}
-        await admin.alter_configs([stamping])
-        await admin.close()
     first, again = await scene.platform.messages(topics.PHASE_OUTCOME)
     assert again.timestamp > first.timestamp, "the topic stamped it anew"
     [ending] = (await scene.store.state("batch")).outcomes[NEW_PHASE].values()
@@ -465,25 +454,6 @@ async def test_whoever_else_answers_has_resolved_nothing(scene: Scene, free_port
         await runner.cleanup()
 
 
-@asynccontextmanager
-async def topics_with(kafka: str, **configs: dict[str, str]) -> AsyncIterator[None]:
-    """Topics by the names of `topics`, configured otherwise until the block ends."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-
-    async def configure(of: dict[str, dict[str, str]]) -> None:
-        await admin.alter_configs(
-            [ConfigResource(ConfigResourceType.TOPIC, getattr(topics, name), config) for name, config in of.items()]
-        )
-
-    try:
-        await configure(configs)
-        yield
-    finally:
-        await configure({name: {"cleanup.policy": "delete"} for name in configs})  # all else is as it was
-        await admin.close()
-
-
 async def test_what_the_broker_refuses_is_not_marked_and_the_rest_goes_on(scene: Scene) -> None:
     """The acknowledgement counts, not that it was sent."""
     large, small = b"{" + random.Random(7).randbytes(5_000), b"{small"
@@ -492,11 +462,11 @@ async def test_what_the_broker_refuses_is_not_marked_and_the_rest_goes_on(scene:
     await produced(scene, "invalid UTF-8", "empty", "null", topic=topics.PHASE_OUTCOME)
     async with scene.service():
         await scene.letters(5)
-    async with topics_with(
-        scene.kafka,
-        ESSAYS_REGISTERED={"max.message.bytes": "1000"},
-        PHASE_OUTCOME={"cleanup.policy": "compact"},
-    ):
+    stricter = {
+        topics.ESSAYS_REGISTERED: {"max.message.bytes": "1000"},
+        topics.PHASE_OUTCOME: {"cleanup.policy": "compact"},
+    }
+    async with configured(scene.kafka, stricter):
         said = await scene.operator.runs("dlq", "replay", "--all")
     assert said.exit_code == 1
     assert "MESSAGE_SIZE_TOO_LARGE" in said.error
@@ -517,10 +487,8 @@ async def test_an_original_goes_back_where_old_times_and_raw_sizes_are_refused(s
     async with scene.service():
         await scene.letters(2)
     compressible_only = str(LARGE // 2)
-    async with topics_with(
-        scene.kafka,
-        SPELLCHECK_COMPLETED={"message.timestamp.before.max.ms": "3600000", "max.message.bytes": compressible_only},
-    ):
+    stricter = {"message.timestamp.before.max.ms": "3600000", "max.message.bytes": compressible_only}
+    async with configured(scene.kafka, {topics.SPELLCHECK_COMPLETED: stricter}):
         assert (await scene.operator.asks("dlq", "replay", "--all"))["replayed"] == 2
     records = await scene.platform.messages(topics.SPELLCHECK_COMPLETED)
     assert len(records) == 4

@@ -325,7 +325,7 @@ async def the_whole_path(
     """From events to committed offsets, an announcement and a dead letter."""
     async with Platform(secured.plain) as platform, Group(secured.plain, service.group) as group:
         await group.stable_with(1)
-        await wait_until(partial(has_status, orchestrator, "kafka", "healthy"), 30)
+        await wait_until(partial(has_status, orchestrator, "kafka", "healthy"))
         await platform.send(registered(batch, ["a"]), spellchecked(batch, "a"))
         [junk] = await platform.send_raw((topics.CJ_COMPLETED, b"key", b"junk about " + batch.encode()))
         await group.caught_up()

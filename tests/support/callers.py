@@ -99,7 +99,7 @@ def bearer(token: str) -> str:
 
 async def response_of(reader: asyncio.StreamReader) -> Response:
     """The next response."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         [length] = re.findall(r"(?i)content-length: (\d+)", head)
         return Response(int(head.split()[1]), head, await reader.readexactly(int(length)))

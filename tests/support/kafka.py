@@ -3,14 +3,16 @@
 import asyncio
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import anyio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.structs import RecordMetadata
 
@@ -19,6 +21,7 @@ from bcs.devtools.servers.embedded import create_topics
 from bcs.wire import topics
 from bcs.wire.published import as_uuid
 from tests.support.events import Event
+from tests.support.waiting import wait_until
 
 PARTITIONS = 4
 # More than BCS reads.
@@ -66,6 +69,45 @@ async def assert_partitions(bootstrap_servers: str) -> None:
         await admin.close()
     others = {topic["topic"]: len(topic["partitions"]) for topic in described if len(topic["partitions"]) != PARTITIONS}
     assert not others, f"the tests take topics with {PARTITIONS} partitions, there are: {others}"
+
+
+@asynccontextmanager
+async def configured(bootstrap_servers: str, configs: Mapping[str, Mapping[str, str]]) -> AsyncIterator[None]:
+    """Topics of Apache Kafka, configured otherwise until the block ends."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        await _configure(admin, configs)
+        yield
+    finally:
+        await _configure(admin, {topic: {"cleanup.policy": "delete"} for topic in configs})  # all else is as it was
+        await admin.close()
+
+
+async def _configure(admin: AIOKafkaAdminClient, configs: Mapping[str, Mapping[str, str]]) -> None:
+    # The broker acknowledges a change before its logs obey it. It makes changes known in their order, each after its
+    # logs obey the one before: so a second change, without effect, tells when they obey the first.
+    for more in ({}, {"file.delete.delay.ms": "60001"}):
+        expected = {topic: {**config, **more} for topic, config in configs.items()}
+        await admin.alter_configs(_resources(expected))
+        await wait_until(partial(_is_known, admin, expected))
+
+
+async def _is_known(admin: AIOKafkaAdminClient, expected: Mapping[str, Mapping[str, str]]) -> bool:
+    described = [
+        resource
+        for response in await admin.describe_configs(_resources(expected))
+        for resource in response.to_object()["resources"]
+    ]
+    found = {
+        resource["resource_name"]: {one["config_names"]: one["config_value"] for one in resource["config_entries"]}
+        for resource in described
+    }
+    return found == expected
+
+
+def _resources(configs: Mapping[str, Mapping[str, str]]) -> list[ConfigResource]:
+    return [ConfigResource(ConfigResourceType.TOPIC, topic, dict(config)) for topic, config in configs.items()]
 
 
 class Platform:

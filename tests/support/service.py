@@ -33,7 +33,7 @@ from bcs.supervision import Snapshot
 from tests.support.forked import ForkedProcess
 from tests.support.ports import held_port
 from tests.support.tiers import IN_FULL
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 T = TypeVar("T")
 
@@ -64,7 +64,9 @@ QUICK: Mapping[str, object] = {
     "outbox_takeover_seconds": 1.0,
     "redis_probe_interval_seconds": 0.1,
     "database_probe_interval_seconds": 0.1,
-    "database_first_probe_seconds": 1.0,
+    # On a machine that has much to do, PostgreSQL would be found only after the first requests, which then get 503.
+    "database_first_probe_seconds": 40.0,
+    "database_deadline_seconds": 4.0,  # a machine that has much to do must not look like an outage
     "retry_maximum_seconds": 0.3,
     "shutdown_drain_seconds": 0.0,
     "metrics_interval_seconds": 0.1,
@@ -187,7 +189,7 @@ class Orchestrator:
             base,
             headers={"Authorization": f"Bearer {token}"} if token else None,
             connector=aiohttp.TCPConnector(limit=0, force_close=not keep_alive),
-            timeout=aiohttp.ClientTimeout(total=30),
+            timeout=aiohttp.ClientTimeout(total=PATIENCE_SECONDS),
         )
 
     async def __aenter__(self) -> Self:
@@ -297,7 +299,7 @@ class BcsProcess:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    async def ended(self, timeout_seconds: float = 20) -> int:
+    async def ended(self, timeout_seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for its end.
 
         :returns: its exit code.

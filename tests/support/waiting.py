@@ -9,6 +9,8 @@ import anyio
 
 T = TypeVar("T")
 
+# So long that it only ever tells that something hangs: a machine that has much to do may take many seconds.
+PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 
 
@@ -30,7 +32,7 @@ async def wait_until(
 ) -> T: ...
 async def wait_until(
     condition: Callable[[], Awaitable[T] | T],
-    timeout_seconds: float = 20,
+    timeout_seconds: float = PATIENCE_SECONDS,
     *,
     description: str | None = None,
     ignoring: tuple[type[Exception], ...] = (),

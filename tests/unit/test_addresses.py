@@ -101,6 +101,7 @@ REFUSED = [
     (REDIS, "redis+cluster://:s3cret@s3cret:1,s3cret", "host:port"),
     (REDIS, "redis+cluster://:s3cret@s3cret:1,,b:2", "host:port"),
     (REDIS, "redis+cluster://:s3cret@s3cret:1,", "host:port"),
+    (REDIS, "redis+cluster://u:s3cret@a:1,u:s3cret@b:2", "login more than once"),
     (REDIS, "redis+cluster://:s3cret@", "host:port"),
     (REDIS, "redis+cluster://:s3cret@s3cret:", "host:port"),
     (REDIS, "redis+cluster://:s3cret@[::1]", "host:port"),

@@ -13,6 +13,7 @@ OLD = NamedMaster(host="old", port=1, epoch=3)
 NEW = NamedMaster(host="new", port=2, epoch=4)
 OLD_DOWN, NEW_DOWN = (NamedMaster(host=one.host, port=one.port, epoch=one.epoch, down=True) for one in (OLD, NEW))
 SILENT = NamedMaster(host="old", port=1)
+SILENT_NEW = NamedMaster(host="new", port=2)
 LOST = RedisConnectionError("lost")
 
 
@@ -25,11 +26,28 @@ LOST = RedisConnectionError("lost")
         ([OLD_DOWN, OLD], OLD),  # one Sentinel does not reach it
         ([SILENT, LOST, TimeoutError()], SILENT),
         ([SILENT, NEW], NEW),
+        ([SILENT, SILENT_NEW, SILENT_NEW], SILENT_NEW),  # without epochs, most of them are right
     ],
 )
 def test_the_newest_answer_counts(answers: list[NamedMaster | Exception], master: NamedMaster) -> None:
     for order in (answers, answers[::-1]):
         assert master_of(named(order), "main") == master
+
+
+@pytest.mark.parametrize(
+    ("answers", "master"),
+    [
+        ([OLD, LOST, TimeoutError()], NEW),  # it was cut off during the failover that the others made
+        ([OLD_DOWN, LOST, LOST], NEW),
+        ([OLD, OLD, LOST], OLD),  # the Sentinels were made anew
+        ([OLD], OLD),
+        ([SILENT, LOST, LOST], NEW),
+    ],
+)
+def test_a_minority_that_is_older_than_what_is_known_changes_nothing(
+    answers: list[NamedMaster | Exception], master: NamedMaster
+) -> None:
+    assert master_of(named(answers), "main", NEW) == master
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bcs.storage.redis.topology import SLOTS, NodeAddress, SlotRange, Topology, slot_of
+from bcs.storage.redis.topology import SLOTS, UNKNOWN_EPOCH, NodeAddress, SlotRange, Topology, slot_of
 
 ASKED = NodeAddress("asked.example", 7000)
 A, B, C = (NodeAddress("10.0.0.1", 7001 + number) for number in range(3))
@@ -30,7 +30,7 @@ def test_each_slot_has_the_master_that_is_reported() -> None:
 
 def test_a_cluster_without_slots_has_no_shards() -> None:
     topology = Topology.from_replies([], {}, ASKED)
-    assert (topology.shards(), set(topology.owners()), topology.epoch) == ({}, {None}, 0)
+    assert (topology.shards(), set(topology.owners()), topology.epoch) == ({}, {None}, UNKNOWN_EPOCH)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,33 @@ def test_a_node_without_an_address_has_that_of_the_node_that_was_asked(
 def test_an_unusual_reply_is_one_clear_error(reply: Any) -> None:
     with pytest.raises(ValueError, match="CLUSTER SLOTS has an unusual reply"):
         Topology.from_replies(reply, {}, ASKED)
+
+
+@pytest.mark.parametrize(
+    ("slots", "epoch", "is_as_good"),
+    [
+        (SLOTS, 7, True),
+        (SLOTS, 8, True),
+        (SLOTS, UNKNOWN_EPOCH, True),
+        (SLOTS, 6, False),
+        (0, 7, False),  # a node that was taken out of the cluster keeps the epoch
+        (SLOTS - 1, 8, False),
+    ],
+)
+def test_an_answer_with_fewer_slots_or_an_older_epoch_is_not_enough(slots: int, epoch: int, is_as_good: bool) -> None:
+    known = topology(SLOTS, 7)
+    assert topology(slots, epoch).is_as_good_as(known) is is_as_good
+
+
+def test_the_first_answer_is_enough_if_every_slot_has_a_master() -> None:
+    assert topology(SLOTS, 0).is_as_good_as(None)
+    assert not topology(SLOTS - 1, 9).is_as_good_as(None)
+    # Where slots are known to have no master, answers that say so are enough.
+    assert topology(SLOTS - 1, 9).is_as_good_as(topology(SLOTS - 1, 9))
+
+
+def topology(slots: int, epoch: int) -> Topology:
+    return Topology(ranges=[SlotRange(0, slots - 1, A)] if slots else [], epoch=epoch)
 
 
 def test_keys_with_one_hash_tag_have_one_slot() -> None:

@@ -80,6 +80,9 @@ class ArchiveWriter:
             except StoreRefused:
                 raise
             except StoreError as error:
+                if isinstance(error, StoreUnavailable) and error.partly and len(commands) > 1:
+                    await self._queue_each(commands)
+                    return
                 for command in commands:
                     self._fail(command, error)
                 return
@@ -119,6 +122,23 @@ class ArchiveWriter:
         except BacklogFull:
             self.runtime.telemetry.history_dropped.inc(len(explanations))
         self.maintenance.wake()
+
+    async def _queue_each(self, commands: Sequence[WriteEntries]) -> None:
+        """Queue each command alone, so that a server that is away fails only its own; nothing is added twice."""
+
+        async def queue(command: WriteEntries) -> None:
+            try:
+                await self._queue(command.entries)
+            except StoreError as error:
+                self._fail(command, error)
+            else:
+                if command.reply:
+                    command.reply.send(None)
+
+        # At the same time, so that the commands share round trips, and the deadline of the server that is away.
+        async with anyio.create_task_group() as tasks:
+            for command in commands:
+                tasks.start_soon(queue, command)
 
     def _fail(self, command: WriteEntries, error: StoreError) -> None:
         if command.reply:

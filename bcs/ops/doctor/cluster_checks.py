@@ -31,7 +31,7 @@ async def check_cluster(settings: Settings) -> list[Finding]:
     url = settings.redis
     discovery = Discovery(lambda at: url.at(*at), deadline_seconds=settings.redis_deadline_seconds)
     try:
-        topology = await discovery.topology([NodeAddress(*at) for at in url.servers.listed], 0)
+        topology = await discovery.topology([NodeAddress(*at) for at in url.servers.listed], None)
     except StoreUnavailable as error:
         return [unreachable(error)]
     shards = topology.shards()

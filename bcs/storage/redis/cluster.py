@@ -290,7 +290,7 @@ class ClusterNodes:
         if self._topology is not None and anyio.current_time() < self._refreshed_at + _REFRESH_SECONDS:
             return
         try:
-            topology = await self._discovery.topology(self._candidates(), self._topology.epoch if self._topology else 0)
+            topology = await self._discovery.topology(self._candidates(), self._topology)
         except StoreUnavailable as failure:
             failure.address = self.address
             self._undiscovered, self._refreshed_at = failure, anyio.current_time()

@@ -38,11 +38,11 @@ class Discovery:
         # They hold no connections, but the login and the TLS context.
         self._pools: dict[NodeAddress, ConnectionPool] = {}
 
-    async def topology(self, candidates: Sequence[NodeAddress], least_epoch: int) -> Topology:
-        """Ask until a node's answer is new enough, else return the newest answer.
+    async def topology(self, candidates: Sequence[NodeAddress], known: Topology | None) -> Topology:
+        """Ask until a node's answer is as good as what is known, else return the newest answer.
 
         :param candidates: the nodes, in the order in which they are asked; others are forgotten.
-        :param least_epoch: a cluster that was made anew has a lower one, so this is no condition.
+        :param known: the last answer. A cluster that was made anew has a lower epoch, so this is no condition.
         :raises StoreUnavailable: no node gave an answer.
         """
         for address in self._pools.keys() - candidates:
@@ -57,7 +57,7 @@ class Discovery:
                 failures[address] = error
             else:
                 found.append(topology)
-                if topology.epoch >= least_epoch or not topology.epoch:
+                if topology.is_as_good_as(known):
                     scope.cancel()
             ended.set()
 
@@ -69,7 +69,8 @@ class Discovery:
                     with anyio.move_on_after(_HEAD_START_SECONDS):
                         await ended.wait()
         if found:
-            return max(found, key=lambda topology: topology.epoch)
+            # A node that was taken out of its cluster may keep the epoch.
+            return max(found, key=lambda topology: (topology.covered > 0, topology.epoch, topology.covered))
         raise _no_answer(candidates, failures)
 
     async def _ask(self, address: NodeAddress) -> Topology:

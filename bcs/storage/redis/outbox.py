@@ -9,13 +9,17 @@ from zlib import crc32
 from pydantic_core import from_json, to_json
 
 from bcs.domain.history import HistoryEntry
-from bcs.errors import OutboxFull
+from bcs.errors import OutboxFull, StoreUnavailable
 from bcs.storage.redis.archive_queue import ArchiveQueue
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.queue import KnownLengths, RedisQueue
 from bcs.storage.redis.stream_layouts import StreamLayouts, stream_key
 from bcs.storage.redis.stream_set import StreamSet
 from bcs.wire.published import OutboundMessage
+
+# The publisher asks every 50 ms under load, so that each of 16 streams has its turn within 200 ms.
+_FEW = 25
 
 
 def parked_key(prefix: str, number: int) -> str:
@@ -24,7 +28,7 @@ def parked_key(prefix: str, number: int) -> str:
 
 
 class RedisOutbox(StreamSet[OutboundMessage]):
-    """The queue of messages that must reach Kafka. Messages with the same key keep their order.
+    """The queue of messages that must reach Kafka. Messages with the same key keep their order, if no server is away.
 
     :param consumer: this process's name among the replicas.
     :param limit: how many messages the outbox holds at most.
@@ -41,7 +45,7 @@ class RedisOutbox(StreamSet[OutboundMessage]):
         explanations: ArchiveQueue | None = None,
         announce_once_seconds: float = 0.0,
     ) -> None:
-        super().__init__(layouts, limit=limit)
+        super().__init__(layouts, limit=limit, few=_FEW)
         self._once_ms = int(announce_once_seconds * 1000)
         self._consumer = consumer
         self._explanations = explanations
@@ -51,9 +55,51 @@ class RedisOutbox(StreamSet[OutboundMessage]):
         if not messages:
             return
         await self._ensure_room(len(messages))
-        number = self._layouts.number(self._key(messages[0]))
-        additions = self._explanations.additions_if_room(number, [explanation]) if self._explanations else []
+        await self._append_to(self._layouts.number(self._key(messages[0])), messages, explanation)
+
+    async def _append_to(
+        self, number: int, items: Sequence[OutboundMessage], explanation: HistoryEntry | None = None
+    ) -> None:
+        """Append to a stream; to one on another server while the stream's own server is away.
+
+        That server may have nothing to do with the batch, so the batch must not be refused for it. If the first server
+        has taken the messages all the same, they are published twice.
+        """
+        try:
+            await self._append_at(number, items, explanation)
+        except StoreUnavailable as failure:
+            if failure.answered:
+                raise
+            for other in self._numbers_elsewhere(number):
+                try:
+                    await self._append_at(other, items, explanation)
+                except StoreUnavailable as further:
+                    # What was not sent has cost no time.
+                    if further.late or not further.unsent:
+                        break
+                else:
+                    return
+            raise
+
+    async def _append_at(
+        self, number: int, messages: Sequence[OutboundMessage], explanation: HistoryEntry | None
+    ) -> None:
+        additions: list[Command] = []
+        if self._explanations and explanation:
+            additions = self._explanations.additions_if_room(number, [explanation])
         await self._numbered_stream(number).append(messages, *additions)
+
+    def _numbers_elsewhere(self, number: int) -> list[int]:
+        """One stream on each other server that is not known to be away, beginning after a stream."""
+        streams = self._layouts.layout
+        nodes = {each: self._numbered_stream(each).node for each in range(streams)}
+        known = {nodes[number].address}
+        found = []
+        for other in (*range(number + 1, streams), *range(number)):
+            if nodes[other].address not in known and nodes[other].circuit != "open":
+                known.add(nodes[other].address)
+                found.append(other)
+        return found
 
     def _stream(self, number: int) -> RedisQueue[OutboundMessage]:
         return OutboxStream(

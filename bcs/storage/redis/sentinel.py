@@ -1,13 +1,14 @@
 """Finds the master that Sentinels name, for each new connection and for each probe.
 
-All Sentinels are asked at the same time, and the newest answer of a majority counts. redis-py's `discover_master` asks
-one after another and takes the first answer: a Sentinel that hangs would hold up each lookup, and one that was cut off
-during a failover would name the former master.
+All Sentinels are asked at the same time, and the newest answer of a majority counts; see `master_of`. redis-py's
+`discover_master` asks one after another and takes the first answer: a Sentinel that hangs would hold up each lookup,
+and one that was cut off during a failover would name the former master.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,7 @@ class Sentinels:
             await sentinel.close()
 
     async def _look_up(self) -> NamedMaster:
-        majority = len(self._sentinels) // 2 + 1
+        majority = _majority_of(self._sentinels)
         known_epoch = self.found.epoch if self.found else _UNKNOWN_EPOCH
 
         def are_enough(named: Sequence[NamedMaster]) -> bool:
@@ -114,7 +115,7 @@ class Sentinels:
             return len(named) >= majority and max(one.epoch for one in named) >= known_epoch
 
         answers = await self._ask(are_enough)
-        master = master_of(answers, self.service)
+        master = master_of(answers, self.service, self.found)
         if self.found and self.found.address != master.address:
             log.warning("redis_master_changed", service=self.service, before=self.found.address, now=master.address)
             self._moved()
@@ -139,18 +140,26 @@ class Sentinels:
         return {one.address: answers.get(one.address, TimeoutError()) for one in self._sentinels}
 
 
-def master_of(answers: dict[str, NamedMaster | Exception], service: str) -> NamedMaster:
+def master_of(
+    answers: dict[str, NamedMaster | Exception], service: str, known: NamedMaster | None = None
+) -> NamedMaster:
     """The master by the newest answer. Pure.
 
     :param answers: what each Sentinel says, by its address.
+    :param known: the newest answer before. It stands where only a minority answers, and all of it is older: such
+        Sentinels were cut off during a failover. A majority may be older, as where the Sentinels were made anew.
     :raises RedisConnectionError: no Sentinel names a master that it reaches.
     """
     named = [answer for answer in answers.values() if isinstance(answer, NamedMaster)]
     if named:
         newest = max(one.epoch for one in named)
+        if known and newest < known.epoch and len(named) < _majority_of(answers):
+            return known
         reached = [one for one in named if one.epoch == newest and not one.down]
         if reached:
-            return reached[0]
+            # Without epochs, a Sentinel that was cut off during a failover looks as new as the others.
+            votes = Counter(one.address for one in reached)
+            return max(reached, key=lambda one: votes[one.address])
         raise UnusableServer(f"the Sentinels of BCS_REDIS_URL do not reach the master of the service {service!r}")
     errors = [answer for answer in answers.values() if isinstance(answer, Exception)]
     refused = [error for error in errors if isinstance(error, UnusableServer)]
@@ -168,6 +177,10 @@ def master_of(answers: dict[str, NamedMaster | Exception], service: str) -> Name
         answered=bool(refused),
         for_good=all(isinstance(error, UnusableServer) and error.for_good for error in errors),
     )
+
+
+def _majority_of(sentinels: Sized) -> int:
+    return len(sentinels) // 2 + 1
 
 
 class _UnknownService(UnusableServer):

@@ -11,6 +11,8 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 SLOTS = REDIS_CLUSTER_HASH_SLOTS
 """How many slots every cluster has."""
 
+UNKNOWN_EPOCH = -1
+
 
 class NodeAddress(NamedTuple):
     """Where a node of a cluster answers."""
@@ -40,12 +42,13 @@ class Topology:
 
     :param ranges: the slots that have a master, in order.
     :param replicas: the replicas of each master that has some.
-    :param epoch: rises with each failover, and in most cases when a slot moves; 0 where the node did not say it.
+    :param epoch: rises with each failover, and in most cases when a slot moves; `UNKNOWN_EPOCH` where the node did not
+        say it.
     """
 
     ranges: Sequence[SlotRange]
     replicas: Mapping[NodeAddress, frozenset[NodeAddress]] = field(default_factory=dict)
-    epoch: int = 0
+    epoch: int = UNKNOWN_EPOCH
 
     @classmethod
     def from_replies(cls, slots: Any, info: Mapping[str, str], asked: NodeAddress) -> Self:
@@ -65,10 +68,27 @@ class Topology:
                 ranges.append(SlotRange(first, last, owner))
                 if others:
                     replicas[owner] = frozenset(_address(other, asked) for other in others)
-            epoch = int(info.get("cluster_current_epoch", 0))
+            epoch = int(info.get("cluster_current_epoch", UNKNOWN_EPOCH))
         except (ValueError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"CLUSTER SLOTS has an unusual reply: {error}") from error
         return cls(ranges=sorted(ranges), replicas=replicas, epoch=epoch)
+
+    @property
+    def covered(self) -> int:
+        """How many slots have a master."""
+        return sum(last + 1 - first for first, last, _ in self.ranges)
+
+    def is_as_good_as(self, known: Topology | None) -> bool:
+        """True if this is no older than a known topology, and has a master for as many slots.
+
+        A node that was taken out of its cluster, or has lost its file of the cluster, answers, too: as a cluster of its
+        own, with few slots or none.
+
+        :param known: None where none is known. Then every slot needs a master.
+        """
+        if known is None:
+            return self.covered == SLOTS
+        return self.covered >= known.covered and (self.epoch == UNKNOWN_EPOCH or self.epoch >= known.epoch)
 
     def owners(self) -> list[NodeAddress | None]:
         """The master of each slot; None where the slot has none."""
