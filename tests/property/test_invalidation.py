@@ -43,7 +43,7 @@ def invalidated(draw: st.DrawFn) -> tuple[Case, list[str], list[str] | None, int
     return case, phases, essays, draw(TIMES)
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(30))
 @given(invalidated())
 def test_what_is_taken_back_is_what_the_oracle_finds_changed(
     told: tuple[Case, list[str], list[str] | None, int],
@@ -71,7 +71,7 @@ def test_what_is_taken_back_is_what_the_oracle_finds_changed(
         assert each.at_us > now_us
 
 
-@settings(deadline=None, max_examples=examples(30))
+@settings(deadline=None, max_examples=examples(15))
 @given(invalidated())
 def test_only_a_newer_completion_counts_again_whatever_the_order(
     told: tuple[Case, list[str], list[str] | None, int],
