@@ -290,7 +290,6 @@ class Service:
             reader=reader,
             batches=self.batches,
             clocks=clocks,
-            law=self._law,
             reading=reading,
         )
         http = HttpServer(
@@ -302,7 +301,7 @@ class Service:
             tls=self._tls,
             pipelines=pipelines,
             batches=batches,
-            invalidation=InvalidationHandlers(invalidator, self._phases),
+            invalidation=InvalidationHandlers(invalidator, self._phases, self._law),
             health=health,
             actors=actors,
             rates=self._rates(),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from bcs.domain.invalidation import Invalidation, PhaseTakenBack
+from bcs.domain.law import CompletionLaw
 from bcs.domain.times import format_timestamp
 from bcs.errors import UnknownEssays
 from bcs.http import answers
@@ -31,10 +32,12 @@ class InvalidationHandlers:
     """The handlers of the route that takes completions back.
 
     :param phases: the phase names that an invalidation may have.
+    :param law: decides which phases are complete.
     """
 
     invalidator: PhaseInvalidator
     phases: Collection[str]
+    law: CompletionLaw
 
     async def invalidate(self, request: web.Request) -> web.Response:
         """POST /internal/v1/batches/{id}/invalidate."""
@@ -58,7 +61,7 @@ class InvalidationHandlers:
             caller=asked_by(request),
         )
         try:
-            invalidation = await self.invalidator.invalidate(command)
+            invalidation = await self.invalidator.invalidate(command, self.law)
         except UnknownEssays as error:
             problem = "the batch has no essay with this id"
             raise InvalidBody(
