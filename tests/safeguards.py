@@ -1037,8 +1037,8 @@ _ARCHIVE = (
         "same-run",
         "While PostgreSQL is away, a restarted Redis answers for no batch that it may know only in part.",
         "bcs/storage/backfill.py",
-        '        if stamp is not None and stamp.partition("/")[0] != redis:\n',
-        "        if False:\n",
+        'if stamp is not None and stamp.partition("/")[0] != redis:\n            raise StoreUnavailable("postgresql"',
+        'if False:\n            raise StoreUnavailable("postgresql"',
         _in(
             "integration/test_rolled_back",
             "test_a_redis_that_lost_data_gives_no_answers_without_the_archive",
@@ -1048,8 +1048,8 @@ _ARCHIVE = (
         "stamp-while-waiting",
         "A batch is not stamped complete while facts wait for PostgreSQL.",
         "bcs/storage/backfill.py",
-        "return Backfilled(archived, None if waiting else stamp)",
-        "return Backfilled(archived, stamp)",
+        "stamp if waiting == 0 else None, counted",
+        "stamp, counted",
         _in("integration/test_invalidate", "test_nothing_is_taken_for_complete_while_facts_wait_for_the_record"),
     ),
     Mutation(
