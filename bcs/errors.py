@@ -20,7 +20,7 @@ One tree; each leaf carries its facts as typed fields, and `retryable` is True w
     │   ├── NeededPhasesLeftOut      the request leaves out phases that are not complete and that others need
     │   ├── DefinitionsRefused       the pipeline file is not valid, so a reload changes nothing
     │   ├── UnknownEssays            the batch does not have the essays that an operator named
-    │   ├── InvalidationOutdated     a known fact lies so far in the future that it can't be taken back
+    │   ├── InvalidationOutdated     a known fact lies so far in the future that it can't be superseded
     │   └── ReportOutdated           a known fact lies so far in the future that a phase report would not count
     ├── UndecodableMessage           a Kafka message that can never be applied
     ├── ClocksDiffer                 retryable: this machine's clock or the store's is wrong
@@ -328,10 +328,10 @@ class ReportOutdated(FactInTheFuture):
 
 
 class InvalidationOutdated(FactInTheFuture):
-    """An invalidation would leave a known fact in force."""
+    """An invalidation would not supersede a known fact."""
 
     def __init__(self, phase: str, fact: str, essay_id: str | None, at_us: int) -> None:
-        super().__init__(f"it would still count for {phase}", phase, fact, essay_id, at_us)
+        super().__init__(f"an invalidation of {phase} would not supersede it", phase, fact, essay_id, at_us)
 
 
 class UnknownEssays(RequestRefused):

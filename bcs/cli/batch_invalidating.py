@@ -94,15 +94,9 @@ def _counts(taken_back: Mapping[str, Any]) -> str:
 
 def _page(answer: Mapping[str, Any]) -> RenderableType:
     columns = ("completions", "failures")
-    counts = table("phase", "progress", *columns, "facts older than", right=columns)
+    counts = table("phase", "progress", *columns, right=columns)
     for each in answer["phases"]:
-        counts.add_row(
-            plain(each["phase"]),
-            plain(_progress(each)),
-            str(each["completed"]),
-            str(each["failed"]),
-            plain(each["at"]),
-        )
+        counts.add_row(plain(each["phase"]), plain(_progress(each)), str(each["completed"]), str(each["failed"]))
     count = "would be taken back" if answer["dry_run"] else "taken back"
     parts: list[RenderableType] = [
         Text.assemble("Batch ", plain(answer["batch_id"], "bold"), f": {count}"),
@@ -113,7 +107,7 @@ def _page(answer: Mapping[str, Any]) -> RenderableType:
     for each in answer["phases"]:
         parts += _marks(each)
     ended = ", ".join(answer["no_longer_complete"])
-    parts.append(plain(f"No longer complete: {ended or 'nothing that was complete'}."))
+    parts.append(plain(f"No longer complete: {ended}." if ended else "No phase that is complete becomes incomplete."))
     return Group(*parts)
 
 
@@ -137,7 +131,7 @@ def _marks(taken_back: Mapping[str, Any]) -> Sequence[RenderableType]:
     if not lines:
         return [Text.assemble(plain(phase, "bold"), ": nothing of it counts now"), Text()]
     return [
-        Text.assemble(plain(phase, "bold"), ":"),
+        Text.assemble(plain(phase, "bold"), f", all that is older than {taken_back['at']}:"),
         *(Padding(plain(line), (0, 0, 0, 2), expand=False) for line in lines),
         Text(),
     ]

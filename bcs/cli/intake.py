@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
-import socket
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +14,7 @@ from bcs.cli.output import plain, present, print_json, table
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipEvent, SkipOrder, SkipOutcome
 from bcs.errors import BcsError, PartitionStalled, UnknownTopic
+from bcs.ops.operators import operator
 from bcs.ops.wording import counted, printable
 from bcs.runtime import running
 from bcs.wire import topics
@@ -85,7 +84,7 @@ def skip(
     typer.echo(running.run(_description, settings, positions), err=as_json)
     if not yes:
         typer.confirm(f"Skip {counted(len(positions), 'message')}?", abort=True, err=as_json)
-    orders = [SkipOrder(position, reason.strip(), _operator(), rfc3339(datetime.now(UTC))) for position in positions]
+    orders = [SkipOrder(position, reason.strip(), operator(), rfc3339(datetime.now(UTC))) for position in positions]
     events = running.run(_order, settings, orders, wait)
     _print_events(events, as_json=as_json)
     if any(event.outcome not in (SkipOutcome.SKIPPED, SkipOutcome.SKIPPED_UNREAD) for event in events):
@@ -129,10 +128,6 @@ def history(
         typer.echo("There was never an order to skip a message.")
         return
     _print_events(events, as_json=as_json)
-
-
-def _operator() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 async def _description(settings: Settings, positions: Sequence[Position]) -> str:
@@ -209,7 +204,7 @@ async def _withdraw(settings: Settings, position: Position) -> SkipOrder | None:
 
     async with connected(settings) as nodes:
         skips = RedisSkips(nodes, key_prefix=settings.redis_key_prefix)
-        return await skips.withdraw(position, at=rfc3339(datetime.now(UTC)), by=_operator())
+        return await skips.withdraw(position, at=rfc3339(datetime.now(UTC)), by=operator())
 
 
 async def _history(settings: Settings, limit: int) -> list[SkipEvent]:

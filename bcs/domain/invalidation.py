@@ -62,7 +62,7 @@ def invalidating(
     :param essays: the essays that are meant, all of them known; None for all essays.
     :param now_us: microseconds since 1970 UTC.
     :param max_skew_us: how far in the future a known fact may lie.
-    :raises InvalidationOutdated: a known fact lies further in the future, so it would still count.
+    :raises InvalidationOutdated: a known fact lies further in the future.
     """
     times: dict[str, int] = {}
     for phase in phases:
@@ -105,7 +105,7 @@ def invalidating(
 
 
 def _time_us(state: BatchState, phase: str, essays: Sequence[str] | None, *, now_us: int, max_skew_us: int) -> int:
-    """Later than now, and than every known fact that may count for one of the essays."""
+    """Later than now, and than every known fact of the phase that concerns one of the essays."""
     newest_us, kind, of_essay = 0, "", None
     own = state.essay_marks.get(phase, {})
     for essay_id in own if essays is None else essays:
@@ -118,6 +118,12 @@ def _time_us(state: BatchState, phase: str, essays: Sequence[str] | None, *, now
     report = state.reports.get(phase)
     if report is not None and report.at_us > newest_us:
         newest_us, kind, of_essay = report.at_us, "phase_reported", None
+    # Also than an invalidation before: otherwise a completion in between would be newer than this one and not count.
+    invalidated = state.invalidations.get(phase, {})
+    for named in invalidated if essays is None else (ALL_ESSAYS, *essays):
+        at_us = invalidated.get(named, 0)
+        if at_us > newest_us:
+            newest_us, kind, of_essay = at_us, "phase_invalidated", named
     if newest_us > now_us + max_skew_us:
         raise InvalidationOutdated(phase, kind, of_essay, newest_us)
     return max(now_us, newest_us) + 1

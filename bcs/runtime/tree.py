@@ -310,7 +310,6 @@ class Service:
             reader=reader,
             batches=self.batches,
             clocks=clocks,
-            definitions=self.definitions,
             reading=reading,
         )
         http = HttpServer(

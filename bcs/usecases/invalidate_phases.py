@@ -14,11 +14,11 @@ from bcs.actors.messages import ApplyFacts, BatchCommand, HttpSource
 from bcs.actors.runtime import Runtime
 from bcs.domain.history import INVALIDATED
 from bcs.domain.invalidation import Invalidation, invalidating
+from bcs.domain.law import CompletionLaw
 from bcs.errors import UnknownEssays
 from bcs.storage.pace import paced
 from bcs.storage.ports import StateStore
 from bcs.supervision import DynamicSupervisor
-from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.batch_reader import BatchReader
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
@@ -58,15 +58,15 @@ class PhaseInvalidator:
     reader: BatchReader
     batches: DynamicSupervisor[BatchCommand]
     clocks: Clocks
-    definitions: ActiveDefinitions
     reading: anyio.Semaphore
 
-    async def invalidate(self, command: InvalidatePhases) -> Invalidation | None:
+    async def invalidate(self, command: InvalidatePhases, law: CompletionLaw) -> Invalidation | None:
         """Take completions back. When this returns, the invalidation is durable, unless it is a dry run.
 
         A completion that arrives meanwhile may be taken back, too, without being in the result. Cancellation may leave
         the invalidation stored, though the caller gets no answer.
 
+        :param law: decides which phases were complete, and are complete afterwards.
         :returns: what is taken back; None if the batch is unknown.
         :raises UnknownEssays: the batch does not have some of the named essays.
         :raises InvalidationOutdated: a known fact of a phase has a time that lies too far ahead.
@@ -76,7 +76,7 @@ class PhaseInvalidator:
             # A batch's actor waits for the store. A caller gets the error at once.
             self.store.ensure_writable(command.batch_id)
         async with self.reading:
-            invalidation = await self._plan(command)
+            invalidation = await self._plan(command, law)
         if invalidation is None or command.dry_run:
             return invalidation
         source = HttpSource(
@@ -108,7 +108,7 @@ class PhaseInvalidator:
         )
         return invalidation
 
-    async def _plan(self, command: InvalidatePhases) -> Invalidation | None:
+    async def _plan(self, command: InvalidatePhases, law: CompletionLaw) -> Invalidation | None:
         state = await self.reader.facts(command.batch_id)
         if state.empty:
             return None
@@ -122,7 +122,7 @@ class PhaseInvalidator:
         essays = None if command.essays is None else list(dict.fromkeys(command.essays))
         calculation = invalidating(
             state,
-            self.definitions.current.law,
+            law,
             dict.fromkeys(command.phases),
             essays,
             now_us=now_us,

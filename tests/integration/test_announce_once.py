@@ -15,11 +15,8 @@ from bcs.errors import StoreUnavailable
 from bcs.storage.memory import MemoryOutbox
 from bcs.storage.ports import Outbox
 from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.outbox import RedisOutbox
 from bcs.storage.redis.stream_layouts import number_in, stream_key
 from bcs.wire.published import OutboundMessage, phases_skipped
-from tests.integration.stores import MakeGateway
-from tests.support.fault_proxy import FaultProxy
 from tests.support.history_entries import answered
 from tests.support.redis_queues import USUAL_STREAMS, redis_outbox
 from tests.support.waiting import wait_until
@@ -135,26 +132,6 @@ async def test_another_replica_knows_what_was_announced(
     await one.append(requests.of("click", "nlp"))
     await other.append(requests.of("click", "nlp", "spellcheck"))
     assert await stored(one) == ["nlp", "spellcheck"]
-
-
-@pytest.fixture
-def cut_off(proxy: FaultProxy, make_gateway: MakeGateway, redis_key_prefix: str) -> RedisOutbox:
-    """An outbox whose replies get lost."""
-    gateway = make_gateway(proxy.address, deadline=5)
-    return redis_outbox(gateway, redis_key_prefix, consumer="cut off", announce_once_seconds=NEVER_SECONDS)
-
-
-async def test_an_announcement_whose_reply_was_lost_is_there_once(
-    gateway: RedisGateway, redis_key_prefix: str, proxy: FaultProxy, cut_off: RedisOutbox, requests: Requests
-) -> None:
-    other = redis_outbox(gateway, redis_key_prefix, announce_once_seconds=NEVER_SECONDS)
-    await other.append(requests.of("before", "nlp"))  # Redis has the script from now on
-    assert await stored(other) == ["nlp"]
-    proxy.drop_replies(b"announced")
-    with pytest.raises(StoreUnavailable):
-        await cut_off.append(requests.of("click", "nlp"))
-    await other.append(requests.of("click", "nlp"))
-    assert await stored(other) == ["nlp"]
 
 
 async def test_an_announcement_that_could_not_be_stored_is_stored_when_it_is_repeated(

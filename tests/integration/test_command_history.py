@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from bcs.devtools.servers.embedded import free_port
-from bcs.domain.facts import EssaysRegistered, Outcome, PhaseReported
-from bcs.domain.history import PhaseDecided
+from bcs.domain.facts import EssaysRegistered, Outcome, PhaseInvalidated, PhaseReported
+from bcs.domain.history import INVALIDATED, PhaseDecided
 from bcs.domain.state import delta_of
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_codec import BatchKeys
@@ -79,6 +80,24 @@ async def test_who_said_what_and_what_was_answered_is_told_newest_first(
     assert max(map(len, at_terminal.uncoloured.splitlines())) <= 80
     assert at_terminal.uncoloured.count(CORRELATION_ID) == 6
     assert at_terminal.uncoloured.splitlines()[-1] == f"There are older entries: --before {numbers[5]}"
+
+
+async def test_an_order_to_take_completions_back_is_shown_with_who_and_why(
+    archive: PostgresArchive, environment: dict[str, object], batch: str
+) -> None:
+    facts = [PhaseInvalidated("nlp", None, AT_US), *(PhaseInvalidated("spellcheck", essay, AT_US) for essay in "ab")]
+    order = reported(batch, *facts, by="operator (curl at 127.0.0.1)")
+    await archive.write([replace(order, event_type=INVALIDATED, reason="a wrong dictionary\x1b[31m")])
+    ran = await bcs("batches", "history", batch, **environment)
+    assert ran.output.split("\n\n")[1].splitlines()[1:] == [
+        "  nlp invalidated for all essays",
+        "  spellcheck invalidated for 2 essays",
+        "  PhasesInvalidated over HTTP, by operator (curl at 127.0.0.1)",
+        r"  reason: a wrong dictionary\x1b[31m",
+        f"  correlation id {CORRELATION_ID}",
+    ]
+    [entry] = (await bcs("batches", "history", batch, "--json", **environment)).json["entries"]
+    assert (entry["reason"], entry["reported_by"]) == ("a wrong dictionary\x1b[31m", "operator (curl at 127.0.0.1)")
 
 
 async def test_pages_follow_each_other(archive: PostgresArchive, environment: dict[str, object], batch: str) -> None:

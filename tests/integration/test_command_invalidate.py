@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import uuid
 
 import pytest
 
+from bcs.ops.operators import user_agent
 from tests.support.commands import Ran, bcs
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
@@ -32,7 +34,7 @@ async def invalidate(service: RunningService, batch: str, *options: str, given: 
 
 
 async def test_it_shows_what_it_would_take_back_and_asks(
-    service: RunningService, orchestrator: Orchestrator, complete: str
+    service: RunningService, orchestrator: Orchestrator, complete: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused = await invalidate(service, complete, *SPELLCHECK, *REASON, given="n\n")
     assert refused.exit_code == 1
@@ -47,6 +49,9 @@ async def test_it_shows_what_it_would_take_back_and_asks(
     assert "Taken back: spellcheck: 2 completions. Correlation id " in last
     assert uuid.UUID(last.split("Correlation id ")[1].rstrip("."))
     assert await orchestrator.to_run(complete) == TO_RUN
+    [line] = [record for record in caplog.records if record.message == "phases_invalidated"]
+    assert vars(line)["requested_by"] == f"{user_agent()} at 127.0.0.1"
+    assert f"({getpass.getuser()}@" in user_agent()
 
 
 async def test_one_essay_is_taken_back_without_a_question(

@@ -22,12 +22,14 @@ from tests.surface.http_calls import routers_seen
 # `http` is not killed here: the connections on which the next requests come end with it. See test_http_kill.py.
 KILLED = ["metrics", "publisher", "archive", "batches", "intake"]
 BATCH = "batch_12345"  # the example of the document
+ESSAYS = [f"essay-{number}" for number in range(3)]
 DEFINITIONS = load_pipelines(None)
 NAMES = Names(
     phases=sorted({*DEFINITIONS.phases, *PLATFORM_PHASES}),
     pipelines=sorted(DEFINITIONS.names),
     actors=[*KILLED, "nobody"],
     batches=[BATCH],
+    essays=ESSAYS,
 )
 
 
@@ -81,12 +83,11 @@ def service(
 
 
 async def _make_known(service: RunningService, kafka: str, token: str | None) -> None:
-    essays = [f"essay-{number}" for number in range(3)]
     async with Platform(kafka) as platform, Orchestrator(service.base, token=token) as caller:
         if (await caller.get(f"/internal/v1/batches/{BATCH}")).status == HTTPStatus.OK:
             return  # from the archive, where the service before left it
         await platform.send(
-            registered(BATCH, essays, 4), spellchecked(BATCH, essays[0]), spellchecked(BATCH, essays[1], "failed")
+            registered(BATCH, ESSAYS, 4), spellchecked(BATCH, ESSAYS[0]), spellchecked(BATCH, ESSAYS[1], "failed")
         )
 
         async def known() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.storage.redis.stream_layouts import number_in, stream_key
 from bcs.wire import topics
-from bcs.wire.published import ConsumedMessage, OutboundMessage
+from bcs.wire.published import ConsumedMessage, OutboundMessage, phases_skipped
 from tests.integration.service_with_archive import ServiceWithArchive
 from tests.integration.stores import MakeGateway
 from tests.support.events import spellchecked
@@ -81,6 +82,29 @@ async def test_an_append_is_carried_out_once(proxy: FaultProxy, cut_off: RedisOu
     # A retry comes with more than the first try had, as more letters wait by then.
     await cut_off.append([message(1), message(2)])
     assert values(await other.lease(10)) == [b"value 2"]
+
+
+async def test_an_announcement_whose_reply_was_lost_is_not_made_again(
+    proxy: FaultProxy, make_gateway: MakeGateway, gateway: RedisGateway, redis_key_prefix: str
+) -> None:
+    """A caller repeats its request, which has another time, and so other bytes."""
+    cut_off, other = (
+        redis_outbox(each, redis_key_prefix, consumer=name, announce_once_seconds=3600)
+        for name, each in (("cut off", make_gateway(proxy.address, deadline=5)), ("other", gateway))
+    )
+    first, again, last = (
+        phases_skipped("batch", ["nlp"], "click", datetime(2026, 1, 1, second=second, tzinfo=UTC))
+        for second in range(3)
+    )
+    await other.append([message(9)])  # Redis has the script from now on
+    proxy.drop_replies(b"announced")
+    with pytest.raises(StoreUnavailable):
+        await cut_off.append(first)
+    await other.append(again)
+    # In another stream than the message before.
+    assert set(values(await other.lease(10))) == {b"value 9", first[0].value}
+    await cut_off.append(last)
+    assert await other.lease(10) == []
 
 
 async def test_a_retry_adds_nothing_after_the_message_was_published(

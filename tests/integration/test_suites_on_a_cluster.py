@@ -17,7 +17,7 @@ _HERE = Path(__file__).parent
 _LIMIT_SECONDS = 900
 SUITES = {
     "state": ["state_store", "merge_contract", "essay_limit", "corrupt_batch", "invalidate", "former_layout"],
-    "queues": ["outbox", "outbox_takeover", "archive_queue", "archive_drain", "skips"],
+    "queues": ["outbox", "outbox_takeover", "announce_once", "archive_queue", "archive_drain", "skips"],
     "service": [
         "http_api",
         "http_edges",

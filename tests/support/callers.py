@@ -26,12 +26,14 @@ ROUTES = [
     ("GET", "/internal/v1/pipelines", Scope.READ),
     ("GET", "/internal/v1/pipelines/unknown/graph", Scope.READ),
     ("POST", "/internal/v1/pipelines/reload", Scope.OPERATE),
+    ("POST", "/internal/v1/batches/b/invalidate", Scope.OPERATE),
     ("GET", "/internal/v1/actors", Scope.READ),
     ("POST", "/internal/v1/actors/nobody/kill", Scope.OPERATE),
 ]
 BODIES = {
     "/internal/v1/pipelines/define": {"batch_id": "b", "requested_pipeline": "nlp", "correlation_id": "c"},
     "/internal/v1/phases/complete": {"batch_id": "b", "phase_name": "nlp", "success": True},
+    "/internal/v1/batches/b/invalidate": {"phases": ["nlp"], "reason": "a test"},
 }
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from bcs.http.openapi import BEARER
 
 _PROGRAM = "tests.support.schemathesis_run"
+# The bodies of requests: callers may send fields that BCS does not read.
+_BODIES = frozenset({"DefinePipeline", "BatchMetadata", "CompletePhase", "InvalidatedPhases", "PlanPipelines"})
 # What a valid request may be answered, besides 503: the batch or the pipeline is unknown, or the report can't count.
 _OF_VALID = ["2xx", "404", "409", "503"]
 # What an invalid request is answered. An invalid name in a path is the name of nothing.
@@ -24,8 +26,6 @@ _CHECKS = {
     "negative_data_rejection": {"expected-statuses": _OF_INVALID},
 }
 
-# The bodies of requests: callers may send fields that BCS does not read.
-_OPEN = ("DefinePipeline", "BatchMetadata", "CompletePhase", "PlanPipelines")
 # The options contradict each other where they name other phases; each shipped pipeline has this one.
 _SOME_PHASES = {"anyOf": [{"type": "array", "items": {"enum": ["spellcheck"]}, "maxItems": 100}, {"type": "null"}]}
 _OPTIONS = {
@@ -51,12 +51,14 @@ class Names:
     :param pipelines: the pipelines that may be asked for.
     :param actors: the actors that are killed, and names of none.
     :param batches: ids of batches of which something is known.
+    :param essays: the essays of these batches.
     """
 
     phases: Sequence[str]
     pipelines: Sequence[str]
     actors: Sequence[str]
     batches: Sequence[str]
+    essays: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +98,13 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
     schemas, paths = document["components"]["schemas"], document["paths"]
     for name, schema in schemas.items():
         # Callers may send fields that BCS does not read.
-        if "properties" in schema and name not in _OPEN:
+        if "properties" in schema and name not in _BODIES:
             schema["additionalProperties"] = False
     schemas["CompletePhase"]["properties"]["phase_name"] = {"enum": [*names.phases]}
+    invalidated = schemas["InvalidatedPhases"]["properties"]
+    invalidated["phases"]["items"] = {"enum": [*names.phases]}
+    [essays] = [one for one in invalidated["essays"]["anyOf"] if "items" in one]
+    essays["items"] = {"enum": [*names.essays]}
     schemas["DefinePipeline"]["properties"]["requested_pipeline"] = {"enum": [*names.pipelines]}
     schemas["DefinePipeline"]["properties"] |= _OPTIONS | {name: {"type": "null"} for name in _ONLY_WITH_DRY_RUN}
     schemas["PlanPipelines"]["properties"] |= _OPTIONS | _OPTIONS_OF_PLAN

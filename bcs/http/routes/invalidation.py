@@ -39,7 +39,8 @@ class InvalidationHandlers:
         batch_id = batch_id_of(request)
         parsed = parsed_body(request, InvalidatedPhases)
         body = parsed.body
-        phases = self.definitions.current.phases
+        rules = self.definitions.current
+        phases = rules.phases
         unknown = [place for place, phase in enumerate(body.phases) if phase not in phases]
         if unknown:
             known = f"must be one of {', '.join(phases.known)}"
@@ -57,7 +58,7 @@ class InvalidationHandlers:
             caller=asked_by(request),
         )
         try:
-            invalidation = await self.invalidator.invalidate(command)
+            invalidation = await self.invalidator.invalidate(command, rules.law)
         except UnknownEssays as error:
             problem = "the batch has no essay with this id"
             raise InvalidBody(
