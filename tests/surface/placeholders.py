@@ -17,6 +17,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{8}/\d+\.[0-9A-F]{8}\b"), "<mark>"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "<id>"),
     (re.compile(r"\bbefore=\d+"), "before=<number>"),
+    # Whichever of the archive's actions is the first to notice that PostgreSQL is away.
+    (re.compile("connect to PostgreSQL|move announcements from PostgreSQL to the outbox"), "<operation>"),
 )
 _LONG_NUMBER = re.compile(r"(?<!\d)\d{13}(?:\d{3})?(?!\d)")
 _ANY_NUMBER = frozenset({"partition", "offset", "source_partition", "source_offset", "number"})
