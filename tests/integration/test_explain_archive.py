@@ -113,8 +113,9 @@ async def test_a_dry_run_leaves_every_store_byte_by_byte_as_it_is(
     for query in ("", "?explain=full"):
         explained(await orchestrator.get(path_of(told, "ai_feedback", query)))
         explained(await orchestrator.get(path_of("nobody's", "ai_feedback", query)))
-    for fields in ({}, {"force": "all"}, {"definitions": DRAFT}):
-        lines(await plan(orchestrator, [told, "nobody's"], "spellcheck", **fields))
+    asked: list[dict[str, object]] = [{}, {"force": "all"}, {"definitions": DRAFT}]
+    for options in asked:
+        lines(await plan(orchestrator, [told, "nobody's"], "spellcheck", **options))
     await wait_until(lambda: quiet(service))
     assert await stores.everything() == before
     # What a dry run would have done is seen there: the summary, the announcement, and the entry of the history.
