@@ -245,10 +245,7 @@ class Service:
         new_batches = NewBatches(self._quotas(), self.telemetry)
         reading = anyio.Semaphore(settings.http_max_concurrent_reads)
         snapshots = SnapshotReader(
-            source=self.persistence.snapshots,
-            store_name=self.persistence.store_name,
-            archive=archive,
-            law=self._law,
+            source=self.persistence.snapshots, store_name=self.persistence.store_name, archive=archive
         )
         explainer = PipelineExplainer(
             reader=snapshots,

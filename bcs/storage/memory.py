@@ -68,10 +68,10 @@ class MemoryStateStore:
         batch = self._live(batch_id)
         self._roster.ensure_room_among(batch.state.first_seen_us if batch else (), essays)
 
-    async def summary(self, batch_id: str) -> BatchSummary:
+    async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> BatchSummary:
         """See `StateStore.summary`."""
         batch = self._live(batch_id)
-        return summarize(batch.state, self._law, batch.version) if batch else BatchSummary()
+        return summarize(batch.state, law or self._law, batch.version) if batch else BatchSummary()
 
     async def state(self, batch_id: str) -> BatchState:
         """See `StateStore.state`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from bcs.domain.history import HistoryEntry
+from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary
 from bcs.domain.state import BatchState
 from bcs.errors import StoreUnavailable
@@ -59,9 +60,10 @@ class BatchSource(Protocol):
 class SnapshotSource(Protocol):
     """Reads batches for answers that must have no effect at all: nothing is written anywhere."""
 
-    async def summary(self, batch_id: str) -> BatchSummary:
-        """The progress of a batch, by the law of the source; an unknown batch has an empty summary.
+    async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> BatchSummary:
+        """The progress of a batch; an unknown batch has an empty summary.
 
+        :param law: decides which phases are complete; None for the law with which the source was made.
         :raises StoreUnavailable: no answer, and never a guess.
         """
         ...

@@ -43,22 +43,24 @@ class ReadOnlyStore:
     _summaries: SummaryCache = field(default_factory=SummaryCache, init=False)
     _large_reads: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(_LARGE_READS), init=False)
 
-    async def summary(self, batch_id: str) -> BatchSummary:
+    async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> BatchSummary:
         """See `BatchSource.summary`. This process keeps the summaries of complete copies."""
+        law = law or self.law
+        key = f"{law.fingerprint} {batch_id}"
         head = await self.batches.head(batch_id)
         if head.version is not None and self._is_complete(head.stamp, head.redis):
-            kept, version = self._summaries.get(batch_id), str(head.version).encode()
+            kept, version = self._summaries.get(key), str(head.version).encode()
             if kept and (kept.redis, kept.version) == (head.redis, version):
                 return kept.summary
             stored = await self._read(batch_id, large=head.essays > _ESSAYS_SHARED)
             if not stored.former and stored.version and self._is_complete(stored.stamp, stored.redis):
-                summary = await paced(tallying(stored.registers, stored.columns, self.law, stored.version))
+                summary = await paced(tallying(stored.registers, stored.columns, law, stored.version))
                 if summary is not None:
                     version = str(stored.version).encode()
-                    self._summaries.put(batch_id, KeptSummary(stored.redis, version, summary))
+                    self._summaries.put(key, KeptSummary(stored.redis, version, summary))
                     return summary
         copy = await self._complete(batch_id)
-        return await paced(summarizing(copy.state, self.law, copy.version))
+        return await paced(summarizing(copy.state, law, copy.version))
 
     async def _read(self, batch_id: str, *, large: bool) -> StoredBatch:
         if not large:

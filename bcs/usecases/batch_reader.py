@@ -81,26 +81,25 @@ class SnapshotReader:
 
     :param store_name: the name of the store in answers.
     :param archive: None if there is no archive.
-    :param law: for a summary of a state from the archive; the source has the law already.
     """
 
     source: SnapshotSource
     store_name: str
     archive: AnsweringArchive | None
-    law: CompletionLaw
 
-    async def summary(self, batch_id: str) -> tuple[BatchSummary, str]:
+    async def summary(self, batch_id: str, law: CompletionLaw) -> tuple[BatchSummary, str]:
         """The progress of the batch, and the name of the store that answered.
 
+        :param law: decides which phases are complete.
         :raises StoreUnavailable: no answer, and never a guess.
         """
         try:
-            return await self.source.summary(batch_id), self.store_name
+            return await self.source.summary(batch_id, law), self.store_name
         except StoreUnavailable as error:
             if self.archive is None or not self.archive.can_answer_for_redis(error):
                 raise
             state = await _state_in(self.archive, batch_id, error)
-            return await paced(summarizing(state, self.law, 0)), POSTGRESQL
+            return await paced(summarizing(state, law, 0)), POSTGRESQL
 
     async def snapshot(self, batch_id: str) -> tuple[BatchState, int | None, str]:
         """The state of the batch, its version if the store has it, and the name of the store that answered.

@@ -10,18 +10,14 @@ import anyio
 
 from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
-from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.resolution import Resolution, validate_request
 from bcs.domain.resolve_options import ResolveOptions
 from bcs.errors import BcsError
-from bcs.storage.pace import paced
 from bcs.usecases.batch_reader import SnapshotReader
 from bcs.usecases.kept_resolutions import KeptResolutions
 
 # More at a time read no faster.
 _AT_A_TIME = 16
-# Under other definitions each batch is read whole, and may be large.
-_WHOLE_AT_A_TIME = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +129,7 @@ class PipelinePlanner:
         definitions = draft or self.definitions
         validate_request(definitions, pipeline, prompt_attached=None, options=options)
         resolutions = KeptResolutions(definitions, options)
-        law = None if draft is None else draft.law(require_registration=self.require_registration)
+        law = definitions.law(require_registration=self.require_registration)
         found: dict[str, Planned] = {}
         waiting = iter(dict.fromkeys(batch_ids))
 
@@ -142,26 +138,14 @@ class PipelinePlanner:
                 found[batch_id] = await self._planned(batch_id, pipeline, resolutions, law)
 
         async with self.reading, anyio.create_task_group() as group:
-            for _ in range(min(_AT_A_TIME if draft is None else _WHOLE_AT_A_TIME, len(batch_ids))):
+            for _ in range(min(_AT_A_TIME, len(batch_ids))):
                 group.start_soon(work)
         return [found[batch_id] for batch_id in batch_ids]
 
-    async def _planned(
-        self, batch_id: str, pipeline: str, resolutions: KeptResolutions, law: CompletionLaw | None
-    ) -> Planned:
+    async def _planned(self, batch_id: str, pipeline: str, resolutions: KeptResolutions, law: CompletionLaw) -> Planned:
         try:
-            summary, source = await self._summary(batch_id, law)
+            summary, source = await self.reader.summary(batch_id, law)
             resolution = resolutions.resolve(pipeline, summary)
         except BcsError as error:
             return Planned(batch_id, None, error=error)
         return Planned(batch_id, resolution, source, known=not summary.unknown)
-
-    async def _summary(self, batch_id: str, law: CompletionLaw | None) -> tuple[BatchSummary, str]:
-        """The summary of a batch.
-
-        :param law: that of a draft; None for the law of the service.
-        """
-        if law is None:
-            return await self.reader.summary(batch_id)
-        state, version, source = await self.reader.snapshot(batch_id)
-        return await paced(summarizing(state, law, version or 0)), source
