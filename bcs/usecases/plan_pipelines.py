@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import anyio
 
+from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
-from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.resolution import Resolution, validate_request
 from bcs.domain.resolve_options import ResolveOptions
 from bcs.errors import BcsError
-from bcs.storage.pace import paced
 from bcs.usecases.active_definitions import Rules
 from bcs.usecases.batch_reader import SnapshotReader
 from bcs.usecases.kept_resolutions import KeptResolutions
 
 # More at a time read no faster.
 _AT_A_TIME = 16
-# Under other definitions each batch is read whole, and may be large.
-_WHOLE_AT_A_TIME = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +106,6 @@ def total(plans: Sequence[Planned], phases: Sequence[str]) -> Totals:
     return totals
 
 
-ReadSummary = Callable[[str], Awaitable[tuple[BatchSummary, str]]]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelinePlanner:
     """Resolves a pipeline for many batches from snapshots.
@@ -142,33 +135,23 @@ class PipelinePlanner:
         definitions = draft or rules.definitions
         validate_request(definitions, pipeline, prompt_attached=None, options=options)
         resolutions = KeptResolutions(definitions, options)
-        read = self._of_draft(draft) if draft else partial(self.reader.summary, law=rules.law)
+        law = definitions.law(require_registration=self.require_registration)
         found: dict[str, Planned] = {}
         waiting = iter(dict.fromkeys(batch_ids))
 
         async def work() -> None:
             for batch_id in waiting:
-                found[batch_id] = await _planned(batch_id, pipeline, resolutions, read)
+                found[batch_id] = await self._planned(batch_id, pipeline, resolutions, law)
 
         async with self.reading, anyio.create_task_group() as group:
-            for _ in range(min(_AT_A_TIME if draft is None else _WHOLE_AT_A_TIME, len(batch_ids))):
+            for _ in range(min(_AT_A_TIME, len(batch_ids))):
                 group.start_soon(work)
         return [found[batch_id] for batch_id in batch_ids]
 
-    def _of_draft(self, draft: PipelineDefinitions) -> ReadSummary:
-        law = draft.law(require_registration=self.require_registration)
-
-        async def read(batch_id: str) -> tuple[BatchSummary, str]:
-            state, version, source = await self.reader.snapshot(batch_id)
-            return await paced(summarizing(state, law, version or 0)), source
-
-        return read
-
-
-async def _planned(batch_id: str, pipeline: str, resolutions: KeptResolutions, read: ReadSummary) -> Planned:
-    try:
-        summary, source = await read(batch_id)
-        resolution = resolutions.resolve(pipeline, summary)
-    except BcsError as error:
-        return Planned(batch_id, None, error=error)
-    return Planned(batch_id, resolution, source, known=not summary.unknown)
+    async def _planned(self, batch_id: str, pipeline: str, resolutions: KeptResolutions, law: CompletionLaw) -> Planned:
+        try:
+            summary, source = await self.reader.summary(batch_id, law)
+            resolution = resolutions.resolve(pipeline, summary)
+        except BcsError as error:
+            return Planned(batch_id, None, error=error)
+        return Planned(batch_id, resolution, source, known=not summary.unknown)
