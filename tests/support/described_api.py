@@ -108,9 +108,15 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
     schemas["DefinePipeline"]["properties"]["requested_pipeline"] = {"enum": [*names.pipelines]}
     schemas["DefinePipeline"]["properties"] |= _OPTIONS | {name: {"type": "null"} for name in _ONLY_WITH_DRY_RUN}
     schemas["PlanPipelines"]["properties"] |= _OPTIONS | _OPTIONS_OF_PLAN
-    for parameter in paths["/internal/v1/actors/{name}/kill"]["post"]["parameters"]:
-        if parameter["name"] == "name":
-            parameter["schema"] = {"enum": [*names.actors]}
+    for path, of_path in (
+        ("/internal/v1/actors/{name}/kill", names.actors),
+        ("/internal/v1/pipelines/{name}/graph", names.pipelines),
+        ("/internal/v1/batches/{id}/explain/{pipeline}", names.pipelines),
+    ):
+        for operation in paths[path].values():
+            for parameter in operation["parameters"]:
+                if parameter["in"] == "path" and parameter["name"] != "id":
+                    parameter["schema"] = {"enum": [*of_path]}
     for operation in _operations(document):
         if "security" in operation:
             operation["security"] = [need for need in operation["security"] if need] if token else []
