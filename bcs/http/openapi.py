@@ -21,7 +21,7 @@ from bcs import __version__
 from bcs.http import answers
 from bcs.http.guard import CORRELATION_HEADER
 from bcs.http.identity import Scope
-from bcs.http.parameters import BATCHES, EssaysQuery, HistoryQuery
+from bcs.http.parameters import BATCHES, BatchesQuery, EssaysQuery, HistoryQuery
 from bcs.http.problems import TITLES, Kind
 from bcs.http.requests import Body, CompletePhase, DefinePipeline
 from bcs.wire.events import Identifier
@@ -167,6 +167,17 @@ _CALLS = (
         example={"batch_id": "batch_12345", "phase_name": "spellcheck", "success": True},
         headers=_CORRELATION,
         leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY},
+    ),
+    _Call(
+        method="get",
+        path=BATCHES,
+        name="findBatches",
+        summary="Find batches by their state and their last change, the last changed first",
+        answers={HTTPStatus.OK: answers.Batches},
+        problems=("invalid-request", "unknown-pipeline", "unavailable"),
+        scope=Scope.READ,
+        query=BatchesQuery,
+        headers=_CORRELATION,
     ),
     _Call(
         method="get",

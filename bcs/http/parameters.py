@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Annotated
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes, urlencode
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
+from bcs.domain.finding import Condition
 from bcs.http.requests import Body, BodyT, InvalidField, InvalidParameters, named_fields
 from bcs.wire.events import Identifier
 
@@ -16,6 +17,10 @@ MOST_ENTRIES = 500
 USUAL_ENTRIES = 50
 MOST_ESSAYS = 5000
 USUAL_ESSAYS = 500
+MOST_BATCHES = 500
+USUAL_BATCHES = 50
+MOST_SECONDS = 10 * 366 * 86_400
+USUAL_STALE_SECONDS = 3600
 HIGHEST_NUMBER = 2**63 - 1
 
 _identifier: TypeAdapter[str] = TypeAdapter(Identifier)
@@ -29,6 +34,34 @@ class HistoryQuery(Body):
 
     limit: Annotated[int, Field(ge=1, le=MOST_ENTRIES)] = USUAL_ENTRIES
     before: Annotated[int, Field(ge=1, le=HIGHEST_NUMBER)] | None = None
+
+
+class BatchesQuery(Body):
+    """The batches that the caller wants to find."""
+
+    limit: Annotated[int, Field(ge=1, le=MOST_BATCHES)] = USUAL_BATCHES
+    state: Annotated[
+        Condition | None,
+        Field(description="Only batches in this state; `phase` and `pipeline` say which phases count for it."),
+    ] = None
+    phase: Annotated[
+        str | None,
+        Field(min_length=1, description="Only this phase counts. Without `state`: has facts about it."),
+    ] = None
+    pipeline: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="The phases of this pipeline count. Without `state`: has facts about one.",
+        ),
+    ] = None
+    since: Annotated[AwareDatetime | None, Field(description="The last change was then or later.")] = None
+    until: Annotated[AwareDatetime | None, Field(description="The last change was then or earlier.")] = None
+    stale_seconds: Annotated[
+        int,
+        Field(ge=1, le=MOST_SECONDS, description="An incomplete batch is stale after so long without a change."),
+    ] = USUAL_STALE_SECONDS
+    cursor: Annotated[str | None, Field(min_length=1, description="From the `next` of the page before.")] = None
 
 
 class EssaysQuery(Body):
@@ -80,6 +113,12 @@ def history_path(batch_id: str, limit: int, before: int) -> str:
 def essays_path(batch_id: str, limit: int, after: str) -> str:
     """The path and query of the state of a batch, with the essays after a given essay."""
     return f"{_batch_path(batch_id)}?limit={limit}&after={quote(after, safe='')}"
+
+
+def batches_path(query: BatchesQuery, cursor: str) -> str:
+    """The path and query of the page of batches that begins at a cursor."""
+    given = query.model_dump(mode="json", exclude_unset=True) | {"cursor": cursor}
+    return f"{BATCHES}?{urlencode(given)}"
 
 
 def _batch_path(batch_id: str) -> str:

@@ -31,6 +31,7 @@ from bcs.http.reloaded import Reloaded, keep_fresh
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.description import describe
+from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.tls import ServerTls, TlsTransport
@@ -107,6 +108,7 @@ class HttpServer:
     tls: Reloaded[ServerTls] | None
     pipelines: PipelineHandlers
     batches: BatchHandlers
+    finding: FindingHandlers
     health: HealthHandlers
     actors: ActorHandlers
     rates: TokenBuckets | None
@@ -255,6 +257,7 @@ class HttpServer:
         if all_else:
             add("POST", "/internal/v1/pipelines/define", self.pipelines.define, scope=Scope.RESOLVE, reads_body=True)
             add("POST", "/internal/v1/phases/complete", self.pipelines.complete, scope=Scope.REPORT, reads_body=True)
+            add("GET", BATCHES, self.finding.find, scope=Scope.READ)
             # The pattern is needed: "{id}" alone does not match braces.
             add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)
             add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)

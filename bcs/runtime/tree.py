@@ -35,6 +35,7 @@ from bcs.domain.token_buckets import TokenBuckets
 from bcs.http.access import callers_of
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.server import AddressUnavailable, HttpServer, open_listener
@@ -46,6 +47,7 @@ from bcs.observability.tree_observer import TreeObserver, count_restarts_from_ze
 from bcs.observability.waits import Waits
 from bcs.runtime.archive import FIRST_PROBES, ArchiveParts, archive_parts
 from bcs.storage.factory import open_persistence
+from bcs.storage.ports import POSTGRESQL
 from bcs.supervision import (
     Backoff,
     ChildSpec,
@@ -59,6 +61,7 @@ from bcs.supervision import (
 )
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
+from bcs.usecases.find_batches import BatchFinder, archived_summaries
 from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.usecases.new_batches import NewBatches
 from bcs.usecases.report_phase import PhaseReporter
@@ -208,6 +211,7 @@ class Service:
             archive=archive,
             redis=redis,
             kafka=KafkaWatch(runtime=self._runtime, status=self.kafka),
+            index=self.persistence.written_index,
         )
         in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
         page = MetricsPage(
@@ -291,6 +295,9 @@ class Service:
             tls=self._tls,
             pipelines=pipelines,
             batches=batches,
+            finding=FindingHandlers(
+                definitions=self._definitions, finder=self._finder(), reading=reading, now=self._runtime.now
+            ),
             health=health,
             actors=actors,
             rates=self._rates(),
@@ -326,6 +333,17 @@ class Service:
             backoff=self._backoff(),
             observer=TreeObserver(self.telemetry, self._gave_up),
             kill_grace_seconds=self._kill_grace(),
+        )
+
+    def _finder(self) -> BatchFinder:
+        settings, archive, store = self.settings, self.persistence.archive, self.store
+        return BatchFinder(
+            index=self.persistence.index,
+            source=POSTGRESQL if archive else self.persistence.store_name,
+            summary=archived_summaries(archive.postgres, self._law) if archive else store.summary,
+            law=self._law,
+            seconds=settings.request_deadline_seconds / 4,
+            page_bytes=settings.http_page_bytes,
         )
 
     def _open_probe_listener(self) -> socket.socket | None:

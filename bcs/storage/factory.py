@@ -14,11 +14,13 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary
 from bcs.storage.archive import Archive
 from bcs.storage.backfill import ArchiveBackfill
+from bcs.storage.batch_index import BatchIndex
 from bcs.storage.committing import CommitPolicy
-from bcs.storage.memory import MemoryOutbox, MemoryStateStore
+from bcs.storage.memory import MemoryBatchIndex, MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import MEMORY, REDIS, Outbox, StateStore
 from bcs.storage.postgres.opening import open_archive
 from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, ArchiveQueue
+from bcs.storage.redis.batch_index import RedisBatchIndex
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.cluster import ClusterNodes
 from bcs.storage.redis.gateway import RedisGateway
@@ -35,15 +37,19 @@ class Persistence:
     :param store_name: the name of the state store in answers.
     :param nodes: the connections to Redis; None where the state is in memory.
     :param archive: None without an archive.
+    :param index: finds batches, in the archive if there is one.
     :param skips: operators' orders to skip messages; None where the state is in memory.
+    :param written_index: the index that has to be written at intervals; None where there is none in Redis.
     """
 
     store_name: str
     nodes: Nodes | None
     store: StateStore
     outbox: Outbox
+    index: BatchIndex
     archive: Archive | None = None
     skips: RedisSkips | None = None
+    written_index: RedisBatchIndex | None = None
 
     def circuit(self) -> str:
         """The state of the circuit breaker before the store."""
@@ -67,6 +73,7 @@ def open_persistence(
     :raises PostgresClientMissing: a database is set, and the packages for PostgreSQL are not installed.
     """
     if settings.use_mock_repository:
+        memory_index = MemoryBatchIndex(settings.redis_ttl_seconds, _now_us)
         return Persistence(
             store_name=MEMORY,
             nodes=None,
@@ -75,8 +82,10 @@ def open_persistence(
                 ttl_seconds=settings.redis_ttl_seconds,
                 clock=monotonic,
                 max_essays=settings.max_essays_per_batch,
+                changed=memory_index.note,
             ),
             outbox=MemoryOutbox(settings.outbox_max_messages, monotonic),
+            index=memory_index,
         )
     nodes = redis_nodes(settings)
     # Different from any other process, including earlier ones of this replica, whose leases expire by time.
@@ -89,6 +98,7 @@ def open_persistence(
     )
     archive = _archive(settings, layouts, consumer)
     backfill = ArchiveBackfill(archive.postgres, archive.backlog.waiting) if archive else None
+    index = redis_index(settings, nodes)
     store = RedisStateStore(
         nodes,
         law=law,
@@ -98,6 +108,7 @@ def open_persistence(
         backfill=backfill,
         max_essays=settings.max_essays_per_batch,
         summary_made=summary_made,
+        changed=index.note if archive is None else lambda _: None,
     )
     outbox = RedisOutbox(
         layouts,
@@ -106,7 +117,31 @@ def open_persistence(
         explanations=archive.explanations if archive else None,
     )
     skips = RedisSkips(nodes, key_prefix=settings.redis_key_prefix)
-    return Persistence(store_name=REDIS, nodes=nodes, store=store, outbox=outbox, archive=archive, skips=skips)
+    return Persistence(
+        store_name=REDIS,
+        nodes=nodes,
+        store=store,
+        outbox=outbox,
+        index=archive.postgres.batches if archive else index,
+        archive=archive,
+        skips=skips,
+        written_index=index if archive is None else None,
+    )
+
+
+def redis_index(settings: Settings, nodes: Nodes) -> RedisBatchIndex:
+    """The index of the batches in Redis, which is written where there is no archive."""
+    return RedisBatchIndex(
+        nodes,
+        key_prefix=settings.redis_key_prefix,
+        ttl_seconds=settings.redis_ttl_seconds,
+        max_batches=settings.batch_index_max_batches,
+        now_us=_now_us,
+    )
+
+
+def _now_us() -> int:
+    return time_ns() // 1000
 
 
 def redis_nodes(

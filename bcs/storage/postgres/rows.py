@@ -87,6 +87,7 @@ def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryE
         *_columns(reports, 4),
         *_columns(invalidations, 4),
         *_columns(history, 10),
+        [not deltas[batch_id].empty for batch_id in batch_ids],
     )
 
 

@@ -7,13 +7,17 @@
 # so two replicas can't deadlock, and no other session can delete the rows of a batch in between.
 MERGE = """
 WITH named AS (
-    SELECT * FROM unnest($1::text[], $2::numeric[], $3::bigint[]) WITH ORDINALITY
-        AS named (batch_id, expected_count, expected_at_us, n)
+    SELECT * FROM unnest($1::text[], $2::numeric[], $3::bigint[], $37::boolean[]) WITH ORDINALITY
+        AS named (batch_id, expected_count, expected_at_us, changes, n)
 ), batch AS (
-    INSERT INTO batches AS known (batch_id, expected_count, expected_at_us, touched_on)
-    SELECT batch_id, expected_count, expected_at_us, current_date FROM named ORDER BY batch_id COLLATE "C"
+    INSERT INTO batches AS known (batch_id, expected_count, expected_at_us, touched_on, changed_at, listed_at)
+    SELECT batch_id, expected_count, expected_at_us, current_date,
+        CASE WHEN changes THEN now() END, CASE WHEN changes THEN date_bin('10 s', now(), timestamptz 'epoch') END
+    FROM named ORDER BY batch_id COLLATE "C"
     ON CONFLICT (batch_id) DO UPDATE SET
         touched_on = excluded.touched_on,
+        changed_at = coalesce(excluded.changed_at, known.changed_at),
+        listed_at = coalesce(excluded.listed_at, known.listed_at),
         (expected_count, expected_at_us) = (
             SELECT CASE WHEN newer THEN excluded.expected_count ELSE known.expected_count END,
                    CASE WHEN newer THEN excluded.expected_at_us ELSE known.expected_at_us END
@@ -136,6 +140,21 @@ SELECT number, entry_id, recorded_at, kind, correlation_id, event_id,
     source_topic, source_partition, source_offset, detail
 FROM page WHERE place = 1 OR (place > 1 AND bytes <= $4) ORDER BY place
 """
+
+# As the index has it. Of a batch that only the release before has written, the day is known.
+_LISTED = "coalesce(listed_at, touched_on::timestamp AT TIME ZONE 'UTC')"
+
+CHANGED_BEFORE = f"""
+SELECT batch_id, {_LISTED} AS listed_at, coalesce(changed_at, {_LISTED}) AS changed_at, now() AS now FROM batches
+WHERE ({_LISTED}, batch_id) < ($1::timestamptz, $2::text) AND {_LISTED} >= $3::timestamptz
+ORDER BY {_LISTED} DESC, batch_id DESC LIMIT $4
+"""  # noqa: S608 (a constant)
+
+CHANGED_AFTER = f"""
+SELECT batch_id, {_LISTED} AS listed_at, coalesce(changed_at, {_LISTED}) AS changed_at, now() AS now FROM batches
+WHERE ({_LISTED}, batch_id) > ($1::timestamptz, $2::text)
+ORDER BY {_LISTED}, batch_id LIMIT $3
+"""  # noqa: S608 (a constant)
 
 INSERT_ANNOUNCEMENTS = "INSERT INTO announcements (kind, topic, key, value) VALUES ($1, $2, $3, $4)"
 

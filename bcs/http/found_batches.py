@@ -1,0 +1,103 @@
+"""Found batches as documents, for the service and the commands, and the cursor of their pages."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+
+from pydantic_core import from_json, to_json
+
+from bcs.domain.finding import is_blocked_by_failures
+from bcs.domain.law import CompletionLaw
+from bcs.domain.progress import PhaseProgress
+from bcs.domain.slices import Sliced
+from bcs.domain.times import LATEST_US, format_timestamp
+from bcs.http import answers
+from bcs.storage.batch_index import Place
+from bcs.usecases.find_batches import Cursor, FoundBatch, FoundBatches
+
+_NOTHING = PhaseProgress(False, 0, 0)
+
+
+class InvalidCursor(ValueError):
+    """The text is not a cursor that BCS made."""
+
+
+def encode_cursor(cursor: Cursor) -> str:
+    """A cursor as text."""
+    fields = [cursor.direction == "on", cursor.place.at_us, cursor.place.batch_id, cursor.began_us]
+    return urlsafe_b64encode(to_json(fields)).decode().rstrip("=")
+
+
+def decode_cursor(text: str) -> Cursor:
+    """The cursor that `encode_cursor` encoded.
+
+    :raises InvalidCursor: it did not.
+    """
+    try:
+        on, at_us, batch_id, began_us = from_json(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, TypeError):
+        raise InvalidCursor from None
+    times = at_us, began_us
+    if type(on) is not bool or type(batch_id) is not str or any(type(time) is not int for time in times):
+        raise InvalidCursor
+    if not all(abs(time) <= LATEST_US for time in times):
+        raise InvalidCursor
+    return Cursor("on" if on else "back", Place(at_us, batch_id), began_us)
+
+
+def found_document(found: FoundBatch, law: CompletionLaw) -> answers.FoundBatch:
+    """A batch that was found."""
+    summary = found.summary
+    return {
+        "batch_id": found.batch_id,
+        "changed_at": format_timestamp(found.changed_at_us),
+        "registered": summary.registered,
+        "essays_known": summary.known,
+        "essays_expected": summary.expected,
+        "states": found.conditions,
+        "phases": [_phase(found, phase, law) for phase in found.phases],
+    }
+
+
+def encoding_found(page: FoundBatches, law: CompletionLaw, source: str, following: str | None) -> Sliced[bytes]:
+    """A page as JSON, encoded in slices.
+
+    :param following: the path and query of the next page.
+    """
+    encoded: list[bytes] = []
+    for found in page.batches:
+        encoded.append(to_json(found_document(found, law)))
+        yield
+    rest = batches_document((), page, source, following)
+    yield
+    return b'{"batches":[%b],%b' % (b",".join(encoded), to_json(rest)[len(b'{"batches":[],') :])
+
+
+def batches_document(
+    batches: Sequence[answers.FoundBatch], page: FoundBatches, source: str, following: str | None
+) -> answers.Batches:
+    """A page.
+
+    :param following: names the next page.
+    """
+    return {
+        "batches": batches,
+        "unreadable": page.unreadable,
+        "scanned": page.scanned,
+        "source": source,
+        "next": following,
+    }
+
+
+def _phase(found: FoundBatch, phase: str, law: CompletionLaw) -> answers.FoundPhase:
+    progress = found.summary.progress.get(phase, _NOTHING)
+    return {
+        "phase": phase,
+        "complete": progress.complete,
+        "completed": progress.completed,
+        "failed": progress.failed,
+        "failed_before": progress.failed_before,
+        "left_out": progress.left_out,
+        "blocked_by_failures": is_blocked_by_failures(found.summary, law, phase),
+    }
