@@ -1,4 +1,4 @@
-"""`bcs batches`: the state of a batch, the essays that block its phases, and its history."""
+"""`bcs batches`: finding batches, the state of a batch, the essays that block its phases, and its history."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from bcs.cli.archive_reading import read_history
 from bcs.cli.batch_history import history_page
+from bcs.cli.batches_list import list_batches
 from bcs.cli.known import read_known
 from bcs.cli.options import PANEL, AsJson, BatchId, command_group
 from bcs.cli.output import plain, present, print_json, table
@@ -37,6 +38,7 @@ from bcs.ops.wording import counted, printable
 _LISTED = 20
 
 app = command_group("batches")
+app.command("list")(list_batches)
 
 
 class UnknownBatch(BcsError):
@@ -49,7 +51,7 @@ class UnknownBatch(BcsError):
 
 @app.callback(rich_help_panel=PANEL)
 def batches() -> None:
-    """Show the state and the history of batches."""
+    """Find batches, and show their state and their history."""
 
 
 @app.command()

@@ -129,14 +129,18 @@ def open_persistence(
     )
 
 
-def redis_index(settings: Settings, nodes: Nodes) -> RedisBatchIndex:
-    """The index of the batches in Redis, which is written where there is no archive."""
+def redis_index(settings: Settings, nodes: Nodes, *, read_only: bool = False) -> RedisBatchIndex:
+    """The index of the batches in Redis, which is written where there is no archive.
+
+    :param read_only: see `RedisBatchIndex`.
+    """
     return RedisBatchIndex(
         nodes,
         key_prefix=settings.redis_key_prefix,
         ttl_seconds=settings.redis_ttl_seconds,
         max_batches=settings.batch_index_max_batches,
         now_us=_now_us,
+        read_only=read_only,
     )
 
 

@@ -21,7 +21,7 @@ MOST_SCANNED = 1000
 
 _SCANNED_AT_A_TIME = 100
 # Fewer than the connections to PostgreSQL, so that other calls get one.
-_JUDGED_AT_A_TIME = 4
+_CHECKED_AT_A_TIME = 4
 # A write may become visible so long after the time that it gave to its batch.
 _MARGIN_US = 5_000_000
 # The approximate sizes in an answer, without the id.
@@ -77,7 +77,7 @@ class FoundBatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchFinder:
-    """Reads pages of an index, and judges each batch by its summary.
+    """Reads pages of an index, and checks each batch by its summary.
 
     :param source: the name of the store that answers.
     :param summary: the summary of a batch under a law, unknown for one that has expired.
@@ -109,9 +109,9 @@ class BatchFinder:
             direction = cursor.direction if cursor else "back"
             left_us = began_us - _MARGIN_US if direction == "on" else None
             batches = [one for one in scan.batches if left_us is None or one.changed_at_us >= left_us]
-            for start in range(0, len(batches), _JUDGED_AT_A_TIME):
-                group = batches[start : start + _JUDGED_AT_A_TIME]
-                for batch, found in zip(group, await self._judge(group, criteria, scan.now_us), strict=True):
+            for start in range(0, len(batches), _CHECKED_AT_A_TIME):
+                group = batches[start : start + _CHECKED_AT_A_TIME]
+                for batch, found in zip(group, await self._check(group, criteria, scan.now_us), strict=True):
                     page.add(batch, found)
                     if page.full:
                         return page.ending(Cursor(direction, batch.place, began_us))
@@ -135,27 +135,27 @@ class BatchFinder:
         lowest_us = 0 if criteria.since_us is None else criteria.since_us - WINDOW_US
         return await self.index.before(place, lowest_us=lowest_us, limit=_SCANNED_AT_A_TIME)
 
-    async def _judge(
+    async def _check(
         self, batches: Sequence[IndexedBatch], criteria: Criteria, now_us: int
     ) -> list[FoundBatch | StoreCorrupted | None]:
-        """Judge batches at the same time, so that their commands share round trips."""
-        judged: dict[int, FoundBatch | StoreCorrupted | None] = {}
+        """Check batches at the same time, so that their commands share round trips."""
+        checked: dict[int, FoundBatch | StoreCorrupted | None] = {}
         failures: list[StoreError] = []
 
-        async def judge(number: int, batch: IndexedBatch) -> None:
+        async def check(number: int, batch: IndexedBatch) -> None:
             try:
-                judged[number] = await self._found(batch, criteria, now_us)
+                checked[number] = await self._found(batch, criteria, now_us)
             except StoreCorrupted as error:
-                judged[number] = error
+                checked[number] = error
             except StoreError as error:
                 failures.append(error)
 
         async with anyio.create_task_group() as tasks:
             for number, batch in enumerate(batches):
-                tasks.start_soon(judge, number, batch)
+                tasks.start_soon(check, number, batch)
         if failures:
             raise failures[0]
-        return [judged[number] for number in range(len(batches))]
+        return [checked[number] for number in range(len(batches))]
 
     async def _found(self, batch: IndexedBatch, criteria: Criteria, now_us: int) -> FoundBatch | None:
         summary = await self.summary(batch.place.batch_id)

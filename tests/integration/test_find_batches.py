@@ -12,6 +12,7 @@ from yarl import URL
 
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.state import delta_of
+from tests.support.commands import bcs, settings_of
 from tests.support.history_entries import AT_US, answered, consumed
 from tests.support.service import Answer, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
@@ -188,3 +189,32 @@ async def test_an_unknown_pipeline_is_no_empty_page(orchestrator: Orchestrator) 
     answer = await get(orchestrator, pipeline="odd")
     assert answer.status == 404
     assert answer.json["type"] == "urn:bcs:problem:unknown-pipeline"
+
+
+@pytest.mark.release  # each command takes a second
+async def test_the_command_finds_what_the_service_finds(
+    service: RunningService, orchestrator: Orchestrator, batch: str
+) -> None:
+    url = service.service.settings.database_url
+    settings = {**settings_of(service), **({"BCS_DATABASE_URL": url.get_secret_value()} if url else {})}
+    if service.service.settings.use_mock_repository:
+        ran = await bcs("batches", "list", **settings, BCS_USE_MOCK_REPOSITORY="1")
+        assert (ran.exit_code, ran.output) == (2, "")
+        return
+    await put(service, f"{batch}-failed", roster("e1", "e2"), ended("e1"), ended("e2", Outcome.FAILED))
+    await put(service, f"{batch}-done", roster("e1"), ended("e1"))
+    await is_found(orchestrator, batch, "-failed", "-done")
+    ran = await bcs("batches", "list", "--state", "blocked", "--since", "1h", "--json", **settings)
+    assert (ran.exit_code, ran.error) == (0, "")
+    answer = (await get(orchestrator, state="blocked", limit=500)).json
+    assert ran.json == answer
+    ran = await bcs("batches", "list", "--phase", "spellcheck", "--limit", "1", **settings)
+    assert ran.exit_code == 0, ran.error
+    first, cursor = ran.output.split("--cursor ")
+    assert "1 batch found" in first
+    assert (await bcs("batches", "list", "--cursor", cursor.strip(), **settings)).exit_code == 0
+    ran = await bcs("batches", "list", "--pipeline", "odd", **settings)
+    assert (ran.exit_code, ran.output) == (1, "")
+    ran = await bcs("batches", "list", "--since", "odd", **settings)
+    assert ran.exit_code == 2
+    assert "90m" in ran.error

@@ -52,12 +52,21 @@ class RedisBatchIndex:
     :param ttl_seconds: how long a batch is kept after its last write.
     :param max_batches: how many batches the index has at most, about; those that changed first are removed.
     :param now_us: the wall-clock time in microseconds since 1970 UTC.
+    :param read_only: True if batches that have expired must not be removed.
     """
 
     def __init__(
-        self, nodes: Nodes, *, key_prefix: str, ttl_seconds: int, max_batches: int, now_us: Callable[[], int]
+        self,
+        nodes: Nodes,
+        *,
+        key_prefix: str,
+        ttl_seconds: int,
+        max_batches: int,
+        now_us: Callable[[], int],
+        read_only: bool = False,
     ) -> None:
         self._nodes = nodes
+        self._read_only = read_only
         self._key_prefix = key_prefix
         self._ttl_us = ttl_seconds * 1_000_000
         self._max_of_shard = max(1, max_batches // SHARDS)
@@ -205,7 +214,7 @@ class RedisBatchIndex:
         gone: dict[str, list[str]] = {}
         for key, place in keys.items():
             [remaining_ms] = answered[key]
-            if remaining_ms == _GONE:
+            if remaining_ms == _GONE and not self._read_only:
                 gone.setdefault(self._key_of(place.batch_id), []).append(place.batch_id)
             # Each write renews the time to live. Another setting of it is no reason for an impossible time.
             written_us = now_us - self._ttl_us + remaining_ms * 1000
