@@ -24,13 +24,14 @@ def history_page(batch_id: str, page: HistoryPage) -> RenderableType:
     shown = f": {count} {'entry' if count == 1 else 'entries'}, newest first" if count else ": no such entry"
     parts: list[RenderableType] = [Text.assemble("Batch ", plain(batch_id, "bold"), shown)]
     for archived in page.entries:
-        parts += [Text(), *_printed_lines(archived)]
+        parts += [Text(), *printed_lines(archived)]
     if page.continues_before is not None:
         parts += [Text(), Text(f"There are older entries: --before {page.continues_before}")]
     return Group(*parts)
 
 
-def _printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
+def printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
+    """One entry, with its time and source."""
     entry = archived.entry
     if isinstance(entry, PipelineResolved):
         origin = f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"

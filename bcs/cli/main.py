@@ -37,7 +37,7 @@ _THREADS_SECONDS = 2.0
 _UVLOOP_THREADS = "64"
 # The commands whose services stop in order.
 _SERVICES = ("serve", "dev")
-_OPERATORS = ("batches", "resolve", "pipelines", "actors", "intake", "dlq", "events", "db", "doctor")
+_OPERATORS = ("batches", "history", "resolve", "pipelines", "actors", "intake", "dlq", "events", "db", "doctor")
 
 
 class _Commands(TyperGroup):

@@ -352,6 +352,28 @@ class History(TypedDict):
     entries: Sequence[Entry]
     next: str | None
     """The path and query of the page with older entries."""
+    scanned: NotRequired[Count]
+    """How many entries were looked at; only where not all are wanted. Such a page may be empty and not the last."""
+
+
+@described
+class FoundEntry(TypedDict):
+    """An entry of the history of a batch."""
+
+    batch_id: str
+    entry: Entry
+
+
+@described
+class FoundHistory(TypedDict):
+    """A page of entries of all batches with a correlation id, newest first."""
+
+    correlation_id: str
+    entries: Sequence[FoundEntry]
+    scanned: Count
+    """How many entries were looked at. A page may be empty and not the last."""
+    next: str | None
+    """The path and query of the page with older entries."""
 
 
 @described

@@ -21,7 +21,7 @@ from bcs import __version__
 from bcs.http import answers
 from bcs.http.guard import CORRELATION_HEADER
 from bcs.http.identity import Scope
-from bcs.http.parameters import BATCHES, BatchesQuery, EssaysQuery, HistoryQuery
+from bcs.http.parameters import BATCHES, HISTORY, BatchesQuery, EssaysQuery, FoundHistoryQuery, HistoryQuery
 from bcs.http.problems import TITLES, Kind
 from bcs.http.requests import Body, CompletePhase, DefinePipeline
 from bcs.wire.events import Identifier
@@ -202,6 +202,17 @@ _CALLS = (
         scope=Scope.READ,
         query=HistoryQuery,
         path_parameters=_BATCH_ID,
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
+        path=HISTORY,
+        name="findHistory",
+        summary="Find the entries of all batches' histories with a correlation id, newest first",
+        answers={HTTPStatus.OK: answers.FoundHistory},
+        problems=("invalid-request", "no-archive", "unavailable"),
+        scope=Scope.READ,
+        query=FoundHistoryQuery,
         headers=_CORRELATION,
     ),
     _Call(
@@ -430,7 +441,7 @@ def _parameters(call: _Call) -> Iterator[dict[str, Any]]:
         [given] = [one for one in schema.pop("anyOf", [schema]) if one.get("type") != "null"]
         if schema.get("default", ...) is None:
             del schema["default"]
-        yield _parameter("query", name, schema | given, required=False)
+        yield _parameter("query", name, schema | given, required=name in query.get("required", ()))
     for name, description in call.headers.items():
         yield _parameter("header", name, {"type": "string", "description": description}, required=False)
 

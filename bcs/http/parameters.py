@@ -9,10 +9,13 @@ from urllib.parse import quote, unquote_to_bytes, urlencode
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from bcs.domain.finding import Condition
+from bcs.domain.history_filter import HistoryFilter
+from bcs.domain.times import microseconds
 from bcs.http.requests import Body, BodyT, InvalidField, InvalidParameters, named_fields
-from bcs.wire.events import Identifier
+from bcs.wire.events import MOST_ID_CHARACTERS, Identifier
 
 BATCHES = "/internal/v1/batches"
+HISTORY = "/internal/v1/history"
 MOST_ENTRIES = 500
 USUAL_ENTRIES = 50
 MOST_ESSAYS = 5000
@@ -34,6 +37,29 @@ class HistoryQuery(Body):
 
     limit: Annotated[int, Field(ge=1, le=MOST_ENTRIES)] = USUAL_ENTRIES
     before: Annotated[int, Field(ge=1, le=HIGHEST_NUMBER)] | None = None
+    since: Annotated[AwareDatetime | None, Field(description="Recorded then or later.")] = None
+    until: Annotated[AwareDatetime | None, Field(description="Recorded then or earlier.")] = None
+    correlation_id: Annotated[str | None, Field(min_length=1, max_length=MOST_ID_CHARACTERS)] = None
+    type: Annotated[
+        str | None,
+        Field(min_length=1, description="`facts`, `resolution`, or an event type such as `PhaseReported`."),
+    ] = None
+
+    @property
+    def filter(self) -> HistoryFilter:
+        """What the entries must be like."""
+        return HistoryFilter(
+            since_us=None if self.since is None else microseconds(self.since),
+            until_us=None if self.until is None else microseconds(self.until),
+            correlation_id=self.correlation_id,
+            entry_type=self.type,
+        )
+
+
+class FoundHistoryQuery(HistoryQuery):
+    """The page of the history of all batches that the caller requests."""
+
+    correlation_id: Annotated[str, Field(min_length=1, max_length=MOST_ID_CHARACTERS)]
 
 
 class BatchesQuery(Body):
@@ -105,9 +131,19 @@ def parse_batch_id(segment: bytes) -> str:
         raise InvalidParameters(named_fields(error, "batch_id")) from None
 
 
-def history_path(batch_id: str, limit: int, before: int) -> str:
-    """The path and query of a page of a batch's history."""
-    return f"{_batch_path(batch_id)}/history?limit={limit}&before={before}"
+def history_path(batch_id: str, query: HistoryQuery, before: int) -> str:
+    """The path and query of the next page of a batch's history."""
+    return f"{_batch_path(batch_id)}/history?{_next_entries(query, before)}"
+
+
+def found_history_path(query: FoundHistoryQuery, before: int) -> str:
+    """The path and query of the next page of the history of all batches."""
+    return f"{HISTORY}?{_next_entries(query, before)}"
+
+
+def _next_entries(query: HistoryQuery, before: int) -> str:
+    wanted = query.model_dump(mode="json", exclude_none=True, exclude={"limit", "before"})
+    return urlencode({"limit": query.limit, "before": before, **wanted})
 
 
 def essays_path(batch_id: str, limit: int, after: str) -> str:

@@ -26,7 +26,7 @@ from bcs.http.descriptors import most_connections
 from bcs.http.guard import Handler, RequestGuard, not_found, unexpected
 from bcs.http.identity import Scope
 from bcs.http.openapi import OPENAPI
-from bcs.http.parameters import BATCHES
+from bcs.http.parameters import BATCHES, HISTORY
 from bcs.http.reloaded import Reloaded, keep_fresh
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
@@ -258,6 +258,7 @@ class HttpServer:
             add("POST", "/internal/v1/pipelines/define", self.pipelines.define, scope=Scope.RESOLVE, reads_body=True)
             add("POST", "/internal/v1/phases/complete", self.pipelines.complete, scope=Scope.REPORT, reads_body=True)
             add("GET", BATCHES, self.finding.find, scope=Scope.READ)
+            add("GET", HISTORY, self.finding.find_history, scope=Scope.READ)
             # The pattern is needed: "{id}" alone does not match braces.
             add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)
             add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)

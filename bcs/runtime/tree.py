@@ -296,7 +296,11 @@ class Service:
             pipelines=pipelines,
             batches=batches,
             finding=FindingHandlers(
-                definitions=self._definitions, finder=self._finder(), reading=reading, now=self._runtime.now
+                definitions=self._definitions,
+                finder=self._finder(),
+                archive=archive.postgres if archive else None,
+                reading=reading,
+                now=self._runtime.now,
             ),
             health=health,
             actors=actors,

@@ -13,6 +13,7 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import Evaluation
 from bcs.http.documents import BatchPage, encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
+from bcs.http.found_history import encoding_matches
 from bcs.http.guard import BATCH_ID
 from bcs.http.parameters import (
     EssaysQuery,
@@ -25,7 +26,7 @@ from bcs.http.parameters import (
 from bcs.http.problems import Problem
 from bcs.http.replies import reply_encoded
 from bcs.storage.pace import paced
-from bcs.storage.postgres.history_reader import HistoryReader, read_page
+from bcs.storage.postgres.history_reader import SearchedHistory, read_page, search_page
 from bcs.usecases.batch_reader import BatchReader
 
 _ID_SEGMENT = 4
@@ -43,7 +44,7 @@ class BatchHandlers:
     definitions: PipelineDefinitions
     law: CompletionLaw
     reader: BatchReader
-    archive: HistoryReader | None
+    archive: SearchedHistory | None
     reading: anyio.Semaphore
     page_bytes: int
 
@@ -76,15 +77,22 @@ class BatchHandlers:
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
         if self.archive is None:
-            raise Problem(HTTPStatus.NOT_FOUND, "no-archive", "there is no archive: BCS_DATABASE_URL is not set")
+            raise no_archive()
         batch_id = _batch_id(request)
         query = parse_query(HistoryQuery, request.query.items())
         async with self.reading:
+            if not query.filter.empty:
+                found = await search_page(self.archive, batch_id, query.filter, before=query.before, limit=query.limit)
+                if found is None:
+                    raise _unknown_batch()
+                older = found.continues_before
+                following = None if older is None else history_path(batch_id, query, older)
+                return reply_encoded(await paced(encoding_matches(batch_id, found, following)))
             page = await read_page(self.archive, batch_id, before=query.before, limit=query.limit)
             if page is None:
                 raise _unknown_batch()
             older = page.continues_before
-            following = None if older is None else history_path(batch_id, query.limit, older)
+            following = None if older is None else history_path(batch_id, query, older)
             return reply_encoded(await paced(encoding_history(batch_id, page.entries, following)))
 
 
@@ -94,6 +102,11 @@ def _batch_id(request: web.Request) -> str:
     segment = request.rel_url.raw_path.split("/")[_ID_SEGMENT]
     request[BATCH_ID] = batch_id = parse_batch_id(segment.encode(errors="surrogateescape"))
     return batch_id
+
+
+def no_archive() -> Problem:
+    """404: no history is kept."""
+    return Problem(HTTPStatus.NOT_FOUND, "no-archive", "there is no archive: BCS_DATABASE_URL is not set")
 
 
 def _unknown_batch() -> Problem:
