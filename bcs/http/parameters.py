@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
-from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from bcs.domain.finding import Condition
 from bcs.domain.history_filter import HistoryFilter
@@ -26,6 +27,18 @@ MOST_SECONDS = 10 * 366 * 86_400
 USUAL_STALE_SECONDS = 3600
 HIGHEST_NUMBER = 2**63 - 1
 
+_is_rfc3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", re.IGNORECASE).match
+
+
+def _as_rfc3339(value: object) -> object:
+    # pydantic itself would take numbers, too.
+    if isinstance(value, str) and not _is_rfc3339(value):
+        raise ValueError("must be a time like 2026-01-31T08:00:00Z")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_as_rfc3339)]
+
 _identifier: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
@@ -37,8 +50,8 @@ class HistoryQuery(Body):
 
     limit: Annotated[int, Field(ge=1, le=MOST_ENTRIES)] = USUAL_ENTRIES
     before: Annotated[int, Field(ge=1, le=HIGHEST_NUMBER)] | None = None
-    since: Annotated[AwareDatetime | None, Field(description="Recorded then or later.")] = None
-    until: Annotated[AwareDatetime | None, Field(description="Recorded then or earlier.")] = None
+    since: Annotated[Time | None, Field(description="Recorded then or later.")] = None
+    until: Annotated[Time | None, Field(description="Recorded then or earlier.")] = None
     correlation_id: Annotated[str | None, Field(min_length=1, max_length=MOST_ID_CHARACTERS)] = None
     type: Annotated[
         str | None,
@@ -81,8 +94,8 @@ class BatchesQuery(Body):
             description="The phases of this pipeline count. Without `state`: has facts about one.",
         ),
     ] = None
-    since: Annotated[AwareDatetime | None, Field(description="The last change was then or later.")] = None
-    until: Annotated[AwareDatetime | None, Field(description="The last change was then or earlier.")] = None
+    since: Annotated[Time | None, Field(description="The last change was then or later.")] = None
+    until: Annotated[Time | None, Field(description="The last change was then or earlier.")] = None
     stale_seconds: Annotated[
         int,
         Field(ge=1, le=MOST_SECONDS, description="An incomplete batch is stale after so long without a change."),

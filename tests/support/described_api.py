@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bcs.http.found_batches import encode_cursor
 from bcs.http.openapi import BEARER
+from bcs.storage.batch_index import Place
+from bcs.usecases.find_batches import Cursor
 
 _PROGRAM = "tests.support.schemathesis_run"
 # What a valid request may be answered, besides 503: the batch or the pipeline is unknown, or the report can't count.
@@ -85,6 +88,14 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
     for parameter in paths["/internal/v1/actors/{name}/kill"]["post"]["parameters"]:
         if parameter["name"] == "name":
             parameter["schema"] = {"enum": [*names.actors]}
+    find = paths["/internal/v1/batches"]["get"]
+    # Not together with `phase`, which a schema can't say.
+    find["parameters"] = [one for one in find["parameters"] if one["name"] != "pipeline"]
+    for parameter in find["parameters"]:
+        if parameter["name"] == "phase":
+            parameter["schema"] = {"enum": [*names.phases]}
+        elif parameter["name"] == "cursor":
+            parameter["schema"] = {"enum": [encode_cursor(Cursor("back", Place(1, "batch"), 1))]}
     for operation in _operations(document):
         if "security" in operation:
             operation["security"] = [need for need in operation["security"] if need] if token else []

@@ -87,11 +87,11 @@ class HistorySearch:
 
 def _type(entry_type: str | None) -> tuple[str | None, str | None, str | None]:
     """The kind, the topic, and the event type where no topic says it."""
-    if entry_type in (None, FACTS, RESOLUTION):
+    if entry_type is None or entry_type in (FACTS, RESOLUTION):
         return entry_type, None, None
     if entry_type in EVENT_TYPES:
         return FACTS, EVENT_TYPES[entry_type], None
-    return FACTS, None, entry_type
+    return FACTS, None, to_text(entry_type)
 
 
 def _entries(rows: Sequence[Any]) -> Sliced[list[ArchivedEntry]]:
