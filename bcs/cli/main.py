@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from bcs import __version__
 from bcs.errors import BcsError, ConfigurationError
+from bcs.ops.user_agent import COMMAND
 from bcs.runtime.last_resort import exit_after
 from bcs.runtime.running import call_with_timeout, run
 from bcs.runtime.signals import hold, leave_at_once, release
@@ -75,7 +76,8 @@ def listen(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Let signals end a command; services are stopped in order."""
+    """Let signals end a command; services are stopped in order. Requests to a service name the command."""
+    COMMAND.set(context.invoked_subcommand)
     if context.invoked_subcommand not in _SERVICES:
         release()
 

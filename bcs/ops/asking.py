@@ -12,6 +12,7 @@ from typing import Any
 
 from bcs.errors import BcsError, os_reason
 from bcs.ops.credentials import authorization, tls_context
+from bcs.ops.user_agent import user_agent
 from bcs.ops.wording import printable
 from bcs.runtime import running
 
@@ -89,7 +90,8 @@ def ask(
     :raises NotThisService: the response is not from BCS.
     """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 (options check it)
+    headers = {"Content-Type": "application/json", "User-Agent": user_agent()}
+    request = urllib.request.Request(url, data, headers)  # noqa: S310 (options check it)
     for name, value in authorization().items():
         request.add_unredirected_header(name, value)  # a redirect must not carry the token elsewhere
     # Without a proxy, because the service is on this machine or network, and a proxy would search for it outside.

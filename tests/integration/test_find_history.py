@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import pytest
 from yarl import URL
 
+from bcs import __version__
 from bcs.domain.facts import Outcome, PhaseReported
 from bcs.domain.history import HistoryEntry
 from bcs.storage.postgres.archive import PostgresArchive
@@ -134,5 +135,8 @@ async def test_commands_find_the_same_entries(
     ran = await bcs("batches", "history", batch, "--type", "facts", **settings)
     assert "SpellcheckPhaseCompletedV1" in ran.output
     assert "ai_feedback" not in ran.output
+    ran = await bcs("resolve", batch, "ai_feedback", "--json", **settings)
+    ran = await bcs("history", "find", ran.json["correlation_id"], **settings)
+    assert f"asked by bcs/{__version__} resolve at 127.0.0.1;" in ran.output
     ran = await bcs("batches", "history", f"{batch}-unknown", "--since", "2d", **settings)
     assert (ran.exit_code, ran.output) == (1, "")
