@@ -129,9 +129,11 @@ def _page(page: FoundBatches, following: str | None) -> RenderableType:
     parts: list[RenderableType] = []
     if page.batches:
         rows = table("batch", "changed", "essays", "state", "phases")
+        for column in rows.columns[1:4]:
+            column.no_wrap = True
         for found in page.batches:
             at = format_timestamp(found.changed_at_us // 1_000_000 * 1_000_000).replace(".000000", "")
-            rows.add_row(plain(found.batch_id), at, _essays(found), ", ".join(found.conditions), plain(_phases(found)))
+            rows.add_row(plain(found.batch_id), at, _essays(found), _states(found), plain(_phases(found)))
         parts += [rows, Text()]
     parts.append(Text(f"{counted(len(page.batches), 'batch', 'batches')} found, {page.scanned} looked at"))
     for batch_id in page.unreadable:
@@ -146,6 +148,12 @@ def _essays(found: FoundBatch) -> str:
     return f"{summary.known} of {summary.expected}" if summary.registered else str(summary.known)
 
 
+def _states(found: FoundBatch) -> str:
+    # Each of these is incomplete, too.
+    implied = {Condition.INCOMPLETE} if {Condition.BLOCKED, Condition.STALE}.intersection(found.conditions) else set()
+    return ", ".join(condition for condition in found.conditions if condition not in implied)
+
+
 def _phases(found: FoundBatch) -> str:
     return "; ".join(_phase(found, phase) for phase in found.phases if phase in found.summary.progress)
 
@@ -155,4 +163,4 @@ def _phase(found: FoundBatch, phase: str) -> str:
     if progress.complete:
         return f"{phase} complete"
     failed = progress.failed + progress.failed_before
-    return f"{phase} {progress.completed} completed" + (f", {failed} failed" if failed else "")
+    return f"{phase} {progress.completed} of {found.summary.known}" + (f", {failed} failed" if failed else "")
