@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bcs.cli.output import plain
+from bcs.domain.dead_lettered import DEAD_LETTERED
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved
 from bcs.domain.times import format_timestamp
@@ -36,6 +37,10 @@ def printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
     if isinstance(entry, PipelineResolved):
         origin = f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"
         lines = [_answer(entry), origin]
+    elif entry.event_type == DEAD_LETTERED:
+        at = entry.position
+        message = f"the message {at.topic}/{at.partition}/{at.offset}" if at else f"the request of {entry.asked_by}"
+        lines = [f"{message} became a dead letter: {entry.reason}"]
     else:
         lines = [*_sentences(entry.facts), *_origin(entry)]
     if entry.correlation_id:

@@ -11,6 +11,9 @@ from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, PhaseInval
 REPORTED = "PhaseReported"
 """The event type of a phase report, which comes over HTTP."""
 
+INVALIDATED = "PhasesInvalidated"
+"""The event type of an operator's invalidation, which comes over HTTP."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -27,10 +30,11 @@ class FactsRecorded:
 
     :param entry_id: the same each time the same message is consumed, so that the archive stores the entry once.
     :param at_us: when BCS received the facts, in microseconds since 1970 UTC; each fact has its own time besides.
-    :param event_type: the name of the event's model, or `REPORTED`.
+    :param event_type: the name of the event's model, or `REPORTED` or `INVALIDATED`.
     :param event_id: the event envelope's, where it has one.
-    :param position: the message in Kafka; None for a phase report.
-    :param asked_by: the caller of a phase report; None for a message from Kafka.
+    :param position: the message in Kafka; None for facts that came over HTTP.
+    :param asked_by: the caller over HTTP; None for a message from Kafka.
+    :param reason: an operator's reason for an invalidation; None for other facts.
     """
 
     entry_id: UUID
@@ -43,6 +47,7 @@ class FactsRecorded:
     event_id: str | None = None
     position: Position | None = None
     asked_by: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ def weight(entry: HistoryEntry) -> int:
     if isinstance(entry, PipelineResolved):
         characters += len(entry.pipeline) + sum(len(one.phase) + len(one.reason_text) for one in entry.decisions)
         return 1 + characters // _CHARACTERS_OF_A_FACT
-    characters += len(entry.event_id or "")
+    characters += len(entry.event_id or "") + len(entry.reason or "")
     facts = 0
     for fact in entry.facts:
         if isinstance(fact, EssayPhaseEnded):
@@ -104,7 +109,7 @@ def weight(entry: HistoryEntry) -> int:
         else:
             facts += facts_in(fact)
             characters += _characters_in(fact)
-    return facts + characters // _CHARACTERS_OF_A_FACT
+    return max(1, facts + characters // _CHARACTERS_OF_A_FACT)
 
 
 def facts_in(fact: Fact) -> int:

@@ -306,10 +306,12 @@ class FactsEntry(TypedDict):
     event_type: str
     event_id: str | None
     source: KafkaPosition | None
-    """Null for a phase report."""
+    """Null for facts that came over HTTP."""
     reported_by: str | None
-    """The caller of a phase report."""
+    """The caller of a phase report or of an invalidation."""
     facts: Sequence[Fact]
+    reason: NotRequired[str]
+    """Of an invalidation, and of a dead letter (`DeadLettered`, without facts)."""
 
 
 @described

@@ -227,7 +227,7 @@ def _entry(archived: ArchivedEntry) -> answers.Entry:
 
 
 def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:
-    return {
+    document: answers.FactsEntry = {
         "number": number,
         "recorded_at": format_timestamp(entry.at_us),
         "kind": "facts",
@@ -238,6 +238,9 @@ def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:
         "reported_by": entry.asked_by,
         "facts": [_fact(fact) for fact in entry.facts],
     }
+    if entry.reason is not None:
+        document["reason"] = entry.reason
+    return document
 
 
 def _resolution(number: int, entry: PipelineResolved) -> answers.ResolutionEntry:

@@ -119,7 +119,6 @@ class Service:
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._outbox_writer = WakingOutbox(self.outbox, self._wake_publisher)
-        self._dead_letters = DeadLetters(outbox=self._outbox_writer, runtime=self._runtime)
         self._intake_mailbox: Mailbox[MessagesAcked] = Mailbox("intake", inf)
         self._max_in_flight = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
@@ -127,6 +126,9 @@ class Service:
         self._stop: anyio.Event | None = None
         self._archive_parts = self._with_archive()
         self._archive_client = self._archive_parts.archive_client if self._archive_parts else None
+        self._dead_letters = DeadLetters(
+            outbox=self._outbox_writer, runtime=self._runtime, archive_client=self._archive_client
+        )
         self.batches = self._batches()
         self.root = self._root()
         count_restarts_from_zero(self.telemetry, self.root.snapshot())

@@ -55,6 +55,8 @@ def encode_detail(entry: HistoryEntry) -> str:
     }
     if entry.asked_by is not None:
         document["asked_by"] = entry.asked_by
+    if entry.reason is not None:
+        document["reason"] = entry.reason
     return to_json(document).decode()
 
 
@@ -102,6 +104,7 @@ def decode_detail(
             event_id=event_id,
             position=position,
             asked_by=document.get("asked_by"),
+            reason=document.get("reason"),
         )
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"not an entry's details: {error!r}") from None

@@ -59,7 +59,10 @@ async def all_places(index: RedisBatchIndex, limit: int) -> list[str]:
 
 
 async def stored(redis: Redis, prefix: str) -> list[str]:
-    return [name.decode() for shard in range(SHARDS) for name in await redis.zrange(index_key(prefix, shard), 0, -1)]
+    names: list[bytes] = []
+    for shard in range(SHARDS):
+        names += await redis.zrange(index_key(prefix, shard), 0, -1)  # type: ignore[arg-type]
+    return [name.decode() for name in names]
 
 
 @pytest.fixture

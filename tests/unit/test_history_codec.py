@@ -67,6 +67,7 @@ recorded = st.builds(
     event_id=st.none() | texts,
     position=st.none() | positions,
     asked_by=st.none() | texts,
+    reason=st.none() | texts,
 )
 resolved = st.builds(
     PipelineResolved,
