@@ -21,7 +21,7 @@ import uvloop
 
 from benchmarks.measured import percentiles_ms
 
-_PLACE = b"{number:12}"
+_PLACE, _UNIQUE = b"{number:12}", b"{unique:12}"
 _SHORTEST_HEAD = 12
 _PATIENCE_SECONDS = 30.0
 
@@ -32,7 +32,8 @@ class Order:
 
     :param body: of every request; without one it is a GET.
     :param numbers: where it is not 0, the digits go through so many, beginning with 0, and then again.
-    :param path: where it or the body has "{number:12}", that becomes twelve digits that no other request has.
+    :param path: where it or the body has "{number:12}", that becomes twelve digits that no other request has. Where
+        numbers repeat, "{unique:12}" behind it becomes such digits.
     :param once: end when the digits would begin again.
     :param token: of the caller; empty for none.
     """
@@ -92,11 +93,13 @@ class _Run:
         if order.token:
             head += f"Authorization: Bearer {order.token}\r\n"
         if order.body:
-            length = len(order.body.replace("{number:12}", "0" * 12).encode())
+            length = len(order.body.replace("{number:12}", "0" * 12).replace("{unique:12}", "0" * 12).encode())
             head += f"Content-Type: application/json\r\nContent-Length: {length}\r\n"
-        self._before, place, self._after = f"{head}\r\n{order.body}".encode().partition(_PLACE)
+        self._before, place, after = f"{head}\r\n{order.body}".encode().partition(_PLACE)
+        self._after, unique, self._end = after.partition(_UNIQUE)
         self._numbered = bool(place)
         # Not twice the same, also over several runs.
+        self._unique = count(time.time_ns() // 1000 % 10**11) if unique else None
         self._numbers: Iterator[int] = count(time.time_ns() // 1000 % 10**11)
         if order.numbers:
             self._numbers = iter(range(order.numbers)) if order.once else cycle(range(order.numbers))
@@ -111,7 +114,11 @@ class _Run:
         if not self._numbered:
             return self._before
         number = next(self._numbers, None)
-        return None if number is None else b"%s%012d%s" % (self._before, number, self._after)
+        if number is None:
+            return None
+        if self._unique is None:
+            return b"%s%012d%s" % (self._before, number, self._after)
+        return b"%s%012d%s%012d%s" % (self._before, number, self._after, next(self._unique), self._end)
 
 
 class _Caller(asyncio.Protocol):

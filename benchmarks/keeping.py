@@ -1,27 +1,40 @@
-"""What the record costs the usual work: the same without it and with it, in turns."""
+"""What the archive, or a cluster, costs the usual work: the same without it and with it, in turns."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from statistics import median
 
 from benchmarks import ingesting, resolving
 from benchmarks.measured import Measured, middle
-from benchmarks.resolving import ESSAYS, body
+from benchmarks.resolving import EACH_ITS_OWN, ESSAYS, body
 from benchmarks.world import World
+
+BATCHES = 400
+"""Over so many batches questions are spread, and with them over the streams and the nodes of Redis."""
 
 _SPREAD = (("one batch", 1), ("200 batches", 200), ("2000 batches", 2000))
 _Measurement = Callable[[World, str, int], Awaitable[Measured]]
 
 
-async def measured(without: World, within: World, seconds: float, rounds: int, events: int) -> list[Measured]:
-    """Answers and events, until all that is owed for them is published and on record."""
+async def measured(
+    without: tuple[World, str], within: tuple[World, str], seconds: float, rounds: int, events: int
+) -> tuple[list[Measured], dict[str, float]]:
+    """Answers and events, until all that is owed for them is published and on record.
+
+    :param without: a world and how it is called; so is `within`.
+    :returns: the rows, and for each kind of work the median of the rounds' ratios of CPU, `within` to `without`.
+    """
+
+    async def asked(world: World, path: str, batch: str) -> Measured:
+        request = body(f"{batch}-{{number:12}}", EACH_ITS_OWN)
+        return await resolving.measure(world, path, request, seconds, numbers=BATCHES, settle=True)
 
     async def warm(world: World, how: str, _turn: int) -> Measured:
-        return await resolving.measure(world, f"resolve, warm, {how}", body("kept-warm"), seconds, settle=True)
+        return await asked(world, f"resolve, warm, {how}", "kept-warm")
 
     async def pruned(world: World, how: str, _turn: int) -> Measured:
-        path = f"resolve, one phase pruned, {how}"
-        return await resolving.measure(world, path, body("kept-pruned"), seconds, settle=True)
+        return await asked(world, f"resolve, one phase pruned, {how}", "kept-pruned")
 
     def ingested(spread: str, batches: int) -> _Measurement:
         async def measurement(world: World, how: str, turn: int) -> Measured:
@@ -30,15 +43,22 @@ async def measured(without: World, within: World, seconds: float, rounds: int, e
 
         return measurement
 
-    worlds = ((without, "without record"), (within, "with record"))
+    worlds = (without, within)
     measurements = (warm, pruned, *(ingested(*spread) for spread in _SPREAD))
     rows: list[list[Measured]] = [[] for _ in range(len(measurements) * len(worlds))]
     for world, _ in worlds:
-        await world.know("kept-warm", ESSAYS, spellchecked=False)
-        await world.know("kept-pruned", ESSAYS, spellchecked=True)
+        await world.know_many("kept-warm", BATCHES, ESSAYS)
+        await world.know_many("kept-pruned", BATCHES, ESSAYS, spellchecked=True)
         await ingesting.measure(world, "warm-up", "kept-warm-up", max(1, events // 20), 10)
+        await asked(world, "warm-up", "kept-warm")
     for turn in range(rounds):
-        for place, row in enumerate(rows):
-            world, how = worlds[place % len(worlds)]
-            row.append(await measurements[place // len(worlds)](world, how, turn))
-    return [middle(row) for row in rows]
+        for number, measurement in enumerate(measurements):
+            # The first of a pair meets another machine than the second; so they change places.
+            for place in (0, 1) if turn % 2 == 0 else (1, 0):
+                world, how = worlds[place]
+                rows[number * len(worlds) + place].append(await measurement(world, how, turn))
+    ratios: dict[str, float] = {}
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        name = f"CPU, {second[0].path} / {without[1]}"
+        ratios[name] = median(after.cpu_us / before.cpu_us for before, after in zip(first, second, strict=True))
+    return [middle(row) for row in rows], ratios

@@ -15,7 +15,7 @@ from benchmarks.generator import Order
 from benchmarks.measured import Measured, middle, percentiles_ms
 from benchmarks.mixed import in_time
 from benchmarks.resolving import ask, body
-from benchmarks.usage import cpu_seconds, process_id_of
+from benchmarks.usage import cpu_seconds, per_operation
 from benchmarks.world import GROUP, World
 from tests.support.events import spellchecked
 from tests.support.waiting import wait_until
@@ -87,8 +87,8 @@ async def _write(world: World, turn: int) -> None:
 
 async def _commits(world: World, essays: int, turn: int) -> Measured:
     """Single events, one after the other, past the service."""
-    redis, took = process_id_of(world.valkey), list[float]()
-    own, of_redis, began = cpu_seconds(os.getpid()), cpu_seconds(redis), time.perf_counter()
+    took = list[float]()
+    own, of_servers, began = cpu_seconds(os.getpid()), world.servers_cpu(), time.perf_counter()
     for number in range(_COMMITS):
         # Later than in the turns before, because a fact that is known already changes nothing.
         newer = _completed(f"essay-{number * 7 % essays}", 10**15 + turn * _COMMITS + number)
@@ -101,7 +101,7 @@ async def _commits(world: World, essays: int, turn: int) -> Measured:
         _COMMITS,
         _COMMITS / seconds,
         (cpu_seconds(os.getpid()) - own) / _COMMITS * 1e6,
-        redis_cpu_us=(cpu_seconds(redis) - of_redis) / _COMMITS * 1e6,
+        **per_operation(of_servers, world.servers_cpu(), _COMMITS),
         **percentiles_ms(took),
     )
 

@@ -14,7 +14,8 @@ class Measured:
 
     :param rate: operations a second.
     :param cpu_us: of the process measured, for one operation.
-    :param redis_cpu_us: of the store, for one operation.
+    :param redis_cpu_us: of Redis, for one operation; of a cluster, of all nodes together.
+    :param redis_busiest_us: of the busiest node of Redis.
     :param postgres_cpu_us: of all processes of the record's database, for one operation.
     :param generator_cpu: the part of a core that the load took; near 1.0 the load is what limits.
     :param megabytes: resident memory of the process measured, afterwards.
@@ -31,6 +32,7 @@ class Measured:
     generator_cpu: float | None = None
     megabytes: float | None = None
     postgres_cpu_us: float | None = None
+    redis_busiest_us: float | None = None
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:

@@ -1,22 +1,29 @@
-"""The part of docs/performance.md that comes from one kept run: five headline numbers, and a table of all paths.
+"""The parts of docs/performance.md that come from kept runs.
+
+One has five headline numbers and a table of all paths, the other one a cluster beside one server.
 
     .venv/bin/python -m benchmarks --batches 100000 --memory-events 1000000 \\
         --json docs/performance.json --chart docs/performance.svg
-    .venv/bin/python -m benchmarks.page  # writes that part again
+    .venv/bin/python -m benchmarks.clustered --json docs/performance-cluster.json
+    .venv/bin/python -m benchmarks.page  # writes both parts again
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
+from benchmarks.clustered import BUSIEST, FULLEST, SPREAD
 from benchmarks.measured import Measured
 from benchmarks.report import Report
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "docs/performance.json"
+CLUSTER_RUN = ROOT / "docs/performance-cluster.json"
 PAGE = ROOT / "docs/performance.md"
 BEGIN = "<!-- made by `python -m benchmarks.page`: begin -->\n"
+CLUSTER_BEGIN = "<!-- a cluster, made by `python -m benchmarks.page`: begin -->\n"
 END = "<!-- end -->"
 
 _WARM, _PRUNED = "resolve, warm", "resolve, one phase pruned"
@@ -48,17 +55,23 @@ def section(report: Report) -> str:
     return f"\n{_headlines(report)}\n\n{_table(report)}\n\nMeasured on {report.machine}.\n\n"
 
 
-def page_with(report: Report, page: str) -> str:
-    """The whole page with that part made again.
+def cluster_section(report: Report) -> str:
+    """The part about a cluster, in Markdown."""
+    return f"\n{_cluster_table(report)}\n\n{_spread_table(report)}\n\nMeasured on {report.machine}.\n\n"
+
+
+def page_with(part: str, page: str, mark: str = BEGIN) -> str:
+    """The whole page with a part made again.
 
     :param page: the page as it is.
+    :param mark: the line behind which the part begins.
     :raises ValueError: the page lacks the marks between which the part stands.
     """
-    head, begin, rest = page.partition(BEGIN)
+    head, begin, rest = page.partition(mark)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the page needs the lines {BEGIN.strip()} and {END}")
-    return head + begin + section(report) + end + tail
+        raise ValueError(f"the page needs the lines {mark.strip()} and {END}")
+    return head + begin + part + end + tail
 
 
 def _headlines(report: Report) -> str:
@@ -83,6 +96,30 @@ def _table(report: Report) -> str:
     used = [column for column in range(len(_COLUMNS) + 1) if any(line[column] for line in cells)]
     lines = [["path", *_COLUMNS], ["---"] * (len(_COLUMNS) + 1), *cells]
     return "\n".join(f"| {' | '.join(line[column] for column in used)} |" for line in lines)
+
+
+def _cluster_table(report: Report) -> str:
+    """Each kind of work on one server and on the cluster, side by side."""
+    columns = ["path", "CPU µs: one server", "cluster", "ratio"]
+    columns += ["Redis's CPU µs: one server", "all masters", "the busiest", "thousands a second: one server", "cluster"]
+    lines = [columns, ["---"] * len(columns)]
+    for one, several in zip(report.rows[::2], report.rows[1::2], strict=True):
+        ratio = _other(report, f"CPU, {several.path} / ")
+        figures = [one.cpu_us, several.cpu_us, one.redis_cpu_us, several.redis_cpu_us, several.redis_busiest_us]
+        own, of_cluster, *of_redis = map(_microseconds, figures)
+        # A server of Redis has one thread for commands.
+        rates = [f"{1000 / (row.redis_busiest_us or inf):,.0f}" for row in (one, several)]
+        lines.append([one.path.rpartition(", ")[0], own, of_cluster, f"{ratio:.2f}", *of_redis, *rates])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _spread_table(report: Report) -> str:
+    """How evenly the nodes share what is kept."""
+    lines = [["kept in the cluster", "memory: fullest node × mean", "CPU: busiest node × mean"], ["---"] * 3]  # noqa: RUF001
+    for kind in SPREAD:
+        parts = (_other(report, f"{most} {kind}") for most in (FULLEST, BUSIEST))
+        lines.append([kind, *(f"{part:.2f}" for part in parts)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _is_answer(row: Measured) -> bool:
@@ -119,4 +156,5 @@ def _milliseconds(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page_with(Report.load(RUN), PAGE.read_text()))
+    written = page_with(section(Report.load(RUN)), PAGE.read_text())
+    PAGE.write_text(page_with(cluster_section(Report.load(CLUSTER_RUN)), written, CLUSTER_BEGIN))

@@ -46,7 +46,8 @@ async def measured(world: World, seconds: float, rounds: int, batches: int) -> l
     for _ in range(rounds):
         for number, callers in enumerate(_CALLERS):
             await world.settled()
-            await world.gateway.call(("FLUSHALL",))
+            for node in await world.nodes.all_nodes():
+                await node.call(("FLUSHALL",))
             of_caller = rows[3 * number : 3 * number + 3]
             who = f"{callers} at a time"
             asked = Order(world.port, body(ANY_BATCH, correlation_id="bench"), callers, seconds, batches, once=True)

@@ -26,7 +26,10 @@ async def measured(
             rows.append(await recalling.by_itself(record, server, seconds, batches))
         async with built(directory, events, postgres=server) as within:
             rows += await recalling.measured(within, seconds, rounds, batches)
-            rows += await keeping.measured(without, within, seconds, rounds, events)
+            named = (without, "without record"), (within, "with record")
+            kept, ratios = await keeping.measured(*named, seconds, rounds, events)
+            rows += kept
+            others |= ratios
             async with Orchestrator(within.service.base) as caller:
                 others["explanations let go"] = await caller.metric("bcs_history_entries_dropped_total") or 0.0
     return rows, others

@@ -24,7 +24,7 @@ async def measured(world: World, rounds: int, events: int) -> tuple[list[Measure
         more: list[BcsProcess] = []
         for number in range(1, REPLICAS):
             directory = world.directory / f"replica-{number}"
-            process = replica(directory, world.valkey, world.kafka, None, world.events)
+            process = replica(directory, world.redis, world.kafka, None, world.events)
             more.append(stack.enter_context(process))
             await process.answers()
         # The partitions are spread again while these events come.

@@ -16,7 +16,12 @@ CONNECTIONS = 16
 ESSAYS = 30
 
 
-def body(batch_id: str, correlation_id: str = "550e8400-e29b-41d4-a716-{number:12}") -> str:
+_CORRELATION_ID = "550e8400-e29b-41d4-a716-{number:12}"
+EACH_ITS_OWN = "550e8400-e29b-41d4-a716-{unique:12}"
+"""A correlation id for requests whose batch id has the number."""
+
+
+def body(batch_id: str, correlation_id: str = _CORRELATION_ID) -> str:
     """A request of the orchestrator."""
     return (
         f'{{"batch_id": "{batch_id}", "requested_pipeline": "ai_feedback", "correlation_id": "{correlation_id}", '
@@ -139,6 +144,8 @@ async def bytes_of_a_batch(world: World) -> int:
     ]
     await world.store.commit("weighed", delta_of(facts))
     await world.store.store_summary("weighed", await world.store.summary("weighed"))
-    [keys] = await world.gateway.call(("KEYS", "bench:*weighed*"))
-    sizes = await world.gateway.call(*(("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys))
-    return sum(sizes)
+    size = 0
+    for node in await world.nodes.all_nodes():
+        [keys] = await node.call(("KEYS", "bench:*weighed*"))
+        size += sum(await node.call(*(("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys)))
+    return size

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,21 @@ import anyio
 from aiohttp import ClientError
 
 from bcs.config.pipelines import load_pipelines
+from bcs.config.redis_servers import RedisKind
+from bcs.config.store_urls import redis_url
 from bcs.devtools.servers import embedded
 from bcs.devtools.servers.embedded import EmbeddedServer, create_topics, free_port
 from bcs.devtools.servers.postgres import PostgresServer
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.state import delta_of
+from bcs.errors import StoreUnavailable
 from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.cluster import ClusterNodes
 from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.nodes import Nodes
+from bcs.storage.redis.stream_layouts import small_calls
 from bcs.wire import topics
-from benchmarks.usage import cpu_seconds, family_cpu_seconds, process_id_of
+from benchmarks.usage import ServersCpu, cpu_seconds, family_cpu_seconds, process_id_of
 from tests.support.apache_kafka import apache_kafka
 from tests.support.events import spellchecked
 from tests.support.kafka import PARTITIONS, Platform
@@ -50,16 +56,32 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Redis:
+    """One server, or the masters of a cluster.
+
+    :param url: as in `BCS_REDIS_URL`.
+    """
+
+    url: str
+    servers: Sequence[EmbeddedServer]
+
+    def cpu_seconds(self) -> list[float]:
+        """What each server has used."""
+        return [cpu_seconds(process_id_of(server)) for server in self.servers]
+
+
+@dataclass(frozen=True)
 class World:
     """Everything that takes part.
 
     :param broker: which Kafka it is.
+    :param nodes: the benchmark's own connections to Redis.
     :param postgres: what has the permanent record; None where there is none.
     :param start_seconds: from the start of the service's process until it was ready.
     :param events: so many may be told while a replica stands still.
     """
 
-    valkey: EmbeddedServer
+    redis: Redis
     postgres: EmbeddedServer | None
     kafka: EmbeddedServer
     broker: str
@@ -67,7 +89,7 @@ class World:
     floor: Server
     canned: Server
     platform: Platform
-    gateway: RedisGateway
+    nodes: Nodes
     store: RedisStateStore
     start_seconds: float
     directory: Path
@@ -78,19 +100,19 @@ class World:
         """Where the service listens."""
         return int(self.service.environment["BCS_HTTP_PORT"])
 
-    def servers_cpu(self) -> dict[str, float]:
-        """What the servers behind the service have used, in seconds, by the names of the figures in a `Measured`."""
-        used = {"redis_cpu_us": cpu_seconds(process_id_of(self.valkey))}
-        if self.postgres:
-            used["postgres_cpu_us"] = family_cpu_seconds(process_id_of(self.postgres))
-        return used
+    def servers_cpu(self) -> ServersCpu:
+        """What the servers behind the service have used."""
+        postgres = family_cpu_seconds(process_id_of(self.postgres)) if self.postgres else None
+        return ServersCpu(self.redis.cpu_seconds(), postgres)
 
     async def settled(self) -> None:
         """Wait until nothing waits to be published or recorded."""
         queues = [key for behind in ("", ":archive", ":explanations") for key in queue_keys(KEY_PREFIX, behind)]
 
         async def empty() -> bool:
-            return not any(await self.gateway.call(*(("XLEN", queue) for queue in queues)))
+            failing: dict[str, StoreUnavailable] = {}
+            lengths = await small_calls(self.nodes, {queue: [("XLEN", queue)] for queue in queues}, failing)
+            return not failing and not any(length for [length] in lengths.values())
 
         await wait_until(empty, _DRAINED_SECONDS)
 
@@ -102,13 +124,13 @@ class World:
             facts += [EssayPhaseEnded("spellcheck", essay, Outcome.COMPLETED, 1_764_000_000_000_000) for essay in ids]
         await self.store.commit(batch_id, delta_of(facts))
 
-    async def know_many(self, name: str, batches: int, essays: int) -> None:
+    async def know_many(self, name: str, batches: int, essays: int, *, spellchecked: bool = False) -> None:
         """Put batches into the store, whose ids are the name and twelve digits."""
         numbers = iter(range(batches))
 
         async def tell() -> None:
             for number in numbers:
-                await self.know(f"{name}-{number:012}", essays, spellchecked=False)
+                await self.know(f"{name}-{number:012}", essays, spellchecked=spellchecked)
 
         async with anyio.create_task_group() as group:
             for _ in range(_WRITERS):
@@ -117,40 +139,41 @@ class World:
 
 @asynccontextmanager
 async def built(
-    directory: Path, events: int, apache_jars: Path | None = None, postgres: PostgresServer | None = None
+    directory: Path,
+    events: int,
+    apache_jars: Path | None = None,
+    postgres: PostgresServer | None = None,
+    redis: Redis | None = None,
 ) -> AsyncIterator[World]:
     """Start everything, and end it.
 
     :param events: so many may be told while the service stands still, and must not throw it out of its group.
     :param apache_jars: with these, the broker is Apache Kafka instead of the embedded one.
     :param postgres: a server that runs, for the permanent record.
+    :param redis: servers that run; one is started where it is None.
     """
     async with AsyncExitStack() as stack:
-        valkey = stack.enter_context(embedded.valkey(directory / "valkey"))
+        if redis is None:
+            valkey = stack.enter_context(embedded.valkey(directory / "valkey"))
+            redis = Redis(f"redis://{valkey.address}", [valkey])
         broker = (
             stack.enter_context(apache_kafka(apache_jars, directory / "kafka"))
             if apache_jars
             else stack.enter_context(embedded.kafka(directory / "kafka"))
         )
         await create_topics(broker.address, [*topics.CONSUMED, *topics.PUBLISHED], PARTITIONS)
-        gateway = RedisGateway(
-            f"redis://{valkey.address}",
-            max_connections=8,
-            deadline_seconds=30,
-            breaker_failures=1_000_000,
-            breaker_open_seconds=0.01,
-        )
-        stack.push_async_callback(gateway.aclose)
+        nodes = nodes_of(redis)
+        stack.push_async_callback(nodes.aclose)
         law = load_pipelines(None).law(require_registration=False)
-        store = RedisStateStore(gateway, law=law, key_prefix=KEY_PREFIX, ttl_seconds=604_800)
+        store = RedisStateStore(nodes, law=law, key_prefix=KEY_PREFIX, ttl_seconds=604_800)
         floor, canned = stack.enter_context(_server("floor")), stack.enter_context(_server("canned"))
         began = time.perf_counter()
-        service = stack.enter_context(replica(directory / "service", valkey, broker, postgres, events))
+        service = stack.enter_context(replica(directory / "service", redis, broker, postgres, events))
         await service.answers()
         start_seconds = time.perf_counter() - began
         platform = await stack.enter_async_context(Platform(broker.address))
         world = World(
-            valkey,
+            redis,
             postgres,
             broker,
             "Apache Kafka" if apache_jars else "Tansu",
@@ -158,7 +181,7 @@ async def built(
             floor,
             canned,
             platform,
-            gateway,
+            nodes,
             store,
             start_seconds,
             directory,
@@ -172,9 +195,16 @@ async def built(
         yield world
 
 
+def nodes_of(redis: Redis) -> Nodes:
+    """The benchmark's own connections to Redis, as patient as a slow machine needs them."""
+    url = redis_url(redis.url)
+    kind = ClusterNodes if url.servers.kind is RedisKind.CLUSTER else RedisGateway
+    return kind(url, max_connections=8, deadline_seconds=30, breaker_failures=1_000_000, breaker_open_seconds=0.01)
+
+
 def replica(
     directory: Path,
-    valkey: EmbeddedServer,
+    redis: Redis,
     broker: EmbeddedServer,
     postgres: PostgresServer | None,
     events: int,
@@ -195,7 +225,7 @@ def replica(
         "PYTHONWARNINGS": "default",
         **({"BCS_DATABASE_URL": postgres.url} if postgres else {}),
     }
-    return serve(directory, f"redis://{valkey.address}", broker.address, forked=False, **{**usual, **settings})
+    return serve(directory, redis.url, broker.address, forked=False, **{**usual, **settings})
 
 
 @asynccontextmanager
@@ -206,7 +236,7 @@ async def with_settings(world: World, name: str, **settings: object) -> AsyncIte
     :param settings: variables that differ from the usual ones.
     """
     own = {"BCS_KAFKA_CONSUMER_GROUP_ID": f"{GROUP}-{name}", "BCS_KAFKA_AUTO_OFFSET_RESET": "latest", **settings}
-    with replica(world.directory / name, world.valkey, world.kafka, None, world.events, **own) as process:
+    with replica(world.directory / name, world.redis, world.kafka, None, world.events, **own) as process:
         await process.answers()
         assert isinstance(process.process, subprocess.Popen)  # noqa: S101 (it is not forked)
         yield Server(process.process, int(process.environment["BCS_HTTP_PORT"]))
@@ -222,10 +252,10 @@ async def asking_for_tokens(world: World) -> AsyncIterator[tuple[World, Server, 
     file = world.directory / "callers.json"
     file.write_text(json.dumps({"callers": [{"name": "bench", "scopes": ["resolve"], "tokens": [token]}]}))
     law = load_pipelines(None).law(require_registration=False)
-    store = RedisStateStore(world.gateway, law=law, key_prefix=prefix, ttl_seconds=604_800)
+    store = RedisStateStore(world.nodes, law=law, key_prefix=prefix, ttl_seconds=604_800)
     with replica(
         world.directory / "asking-for-tokens",
-        world.valkey,
+        world.redis,
         world.kafka,
         None,
         world.events,

@@ -734,6 +734,17 @@ _OUTBOX = (
         _in("unit/test_backfill", "test_without_the_number_of_waiting_entries_a_copy_is_backfilled_and_gets_no_stamp"),
     ),
     Mutation(
+        "older-facts-wait",
+        "Where a failover may have lost facts that still wait for the archive, they are waited for.",
+        "bcs/storage/backfill.py",
+        "if oldest_seconds and oldest_seconds",
+        "if not oldest_seconds and oldest_seconds",
+        _in(
+            "integration/test_redis_failover",
+            "test_facts_that_a_failover_lost_while_they_wait_for_the_archive_are_waited_for",
+        ),
+    ),
+    Mutation(
         "stream-of-a-batch",
         "The messages of a batch are in one stream, so they keep their order.",
         "bcs/storage/redis/outbox.py",

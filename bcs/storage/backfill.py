@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bcs.domain.slices import Sliced
 from bcs.domain.state import BatchState
@@ -41,10 +42,16 @@ class ArchiveBackfill:
 
     :param archive: the archive.
     :param waiting: returns how many entries of all replicas wait for the archive that may be about a batch.
+    :param oldest_seconds: returns how long the oldest of these entries has waited, and 0 if none waits. None for
+        commands, which read no queue: they do not notice facts that a failover lost while they wait for the archive.
     """
 
     archive: ArchivePort
     waiting: Callable[[str], Awaitable[int]]
+    oldest_seconds: Callable[[str], Awaitable[float]] | None = None
+    clock: Callable[[], float] = time.monotonic
+    # When a copy of another Redis was first read from each Redis.
+    _first_reads: dict[str, float] = field(default_factory=dict, init=False)
 
     def is_complete(self, stamp: str | None, redis: str) -> bool:
         """True if the copy in Redis is known to be complete.
@@ -119,6 +126,8 @@ class ArchiveBackfill:
         """
         if self.is_complete(stamp, redis):
             return BatchState(), stamp
+        if stamp is not None and stamp.partition("/")[0] != redis:
+            await self._ensure_no_older_fact_waits(batch_id, redis)
         backfilled = await self.backfill(batch_id, known, redis)
         if backfilled is None:
             self.ensure_same_redis(stamp, redis)
@@ -128,6 +137,21 @@ class ArchiveBackfill:
             # What waits for the archive is in the copy, too, unless Redis has lost it.
             raise StoreUnavailable("redis", "it does not say which facts wait, and may have lost them in this copy")
         return await paced(known.merging(backfilled.state)), backfilled.stamp
+
+    async def _ensure_no_older_fact_waits(self, batch_id: str, redis: str) -> None:
+        """Refuse while facts wait that are older than this Redis.
+
+        It may have lost them in a failover, and the archive does not have them yet. Facts that came later were
+        committed to this Redis.
+
+        :raises StoreUnavailable: such facts wait, or nobody says how long facts have waited.
+        """
+        if self.oldest_seconds is None:
+            return
+        first_read = self._first_reads.setdefault(redis, self.clock())
+        oldest_seconds = await self.oldest_seconds(batch_id)
+        if oldest_seconds and oldest_seconds >= self.clock() - first_read:
+            raise StoreUnavailable("postgresql", "facts wait for it that this Redis may lack: they are older")
 
     def require_registered(self, registered: bool) -> None:
         """Refuse to answer from Redis alone for a batch that is not registered there, while the archive is unreachable.

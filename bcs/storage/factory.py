@@ -97,8 +97,11 @@ def open_persistence(
         now_ms=lambda: time_ns() // 1_000_000,
     )
     archive = _archive(settings, layouts, consumer)
-    backfill = ArchiveBackfill(archive.postgres, archive.backlog.waiting) if archive else None
     index = redis_index(settings, nodes)
+    backfill = None
+    if archive:
+        backlog = archive.backlog
+        backfill = ArchiveBackfill(archive.postgres, backlog.waiting, oldest_seconds=backlog.oldest_seconds)
     store = RedisStateStore(
         nodes,
         law=law,

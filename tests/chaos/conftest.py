@@ -1,16 +1,27 @@
 """What the rows of the chaos suite share: their figures, which are shown at the end of the run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.chaos.figures import Note
+from tests.chaos.redis_servers import ON_A_CLUSTER
 from tests.support import apache_kafka as apache
+from tests.support.redis_cluster import running_cluster
 from tests.support.tiers import IN_FULL
 
 _FIGURE, _RAN_ON = "chaos figure", "chaos broker"
+
+
+if ON_A_CLUSTER:
+
+    @pytest.fixture(scope="session")
+    def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+        """A cluster in the place of the one server that all tests share."""
+        with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+            yield cluster.url
 
 
 @pytest.fixture
@@ -40,6 +51,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if figures:
         terminalreporter.section(f"chaos figures, {'release' if IN_FULL else 'commit'} tier")
         terminalreporter.line(f"rows 1 to 3 ran on {', '.join(brokers) or 'no broker'}")
+        if ON_A_CLUSTER:
+            terminalreporter.line("Redis was a cluster of three masters")
         for row, text in figures:
             terminalreporter.line(f"row {row}: {text}")
 

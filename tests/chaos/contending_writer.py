@@ -12,7 +12,7 @@ from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, P
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import delta_of
 from bcs.storage.redis.batch_store import RedisStateStore
-from bcs.storage.redis.gateway import RedisGateway
+from tests.chaos.redis_servers import AnyRedis, connections_to
 from tests.integration.stores import ByTransaction
 from tests.support.laws import LAW
 
@@ -69,23 +69,21 @@ def drawn_facts(seed: int, count: int) -> list[Fact]:
     return [draw(number) for number in range(count)]
 
 
-def open_store(
-    redis_url: str, key_prefix: str, *, by_transaction: bool = False
-) -> tuple[RedisGateway, RedisStateStore]:
+def open_store(redis_url: str, key_prefix: str, *, by_transaction: bool = False) -> tuple[AnyRedis, RedisStateStore]:
     """The store as the service has it by default.
 
     :param by_transaction: commit as where Redis refuses scripts.
     """
     kind = ByTransaction if by_transaction else RedisStateStore
-    gateway = RedisGateway(
+    nodes = connections_to(
         redis_url, max_connections=32, deadline_seconds=2.0, breaker_failures=5, breaker_open_seconds=1.0
     )
-    return gateway, kind(gateway, law=LAW, key_prefix=key_prefix, ttl_seconds=604_800)
+    return nodes, kind(nodes, law=LAW, key_prefix=key_prefix, ttl_seconds=604_800)
 
 
 async def write(share: Share) -> list[Commit]:
     """Commit the share, each fact on its own."""
-    gateway, store = open_store(share.redis_url, share.key_prefix, by_transaction=share.by_transaction)
+    nodes, store = open_store(share.redis_url, share.key_prefix, by_transaction=share.by_transaction)
     commits: list[Commit] = []
     try:
         for fact in drawn_facts(share.seed, share.facts)[share.writer :: share.writers]:
@@ -93,7 +91,7 @@ async def write(share: Share) -> list[Commit]:
             committed = await store.commit(share.batch_id, delta_of([fact]))
             commits.append(Commit(monotonic() - began, committed.conflicts, committed.fallback))
     finally:
-        await gateway.aclose()
+        await nodes.aclose()
     return commits
 
 

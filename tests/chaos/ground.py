@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bcs.devtools.servers import embedded
-from bcs.devtools.servers.embedded import HOST, EmbeddedServer
+from bcs.devtools.servers.embedded import HOST
 from bcs.storage.ports import StateStore
 from bcs.storage.redis.batch_store import RedisStateStore
-from bcs.storage.redis.gateway import RedisGateway
+from tests.chaos.redis_servers import ON_A_CLUSTER, ChaosRedis, chaos_redis
 from tests.chaos.servers import killed_at_the_end
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, create_platform_topics
@@ -28,7 +28,7 @@ class Ground:
 
     directory: Path
     name: str
-    valkey: EmbeddedServer
+    redis: ChaosRedis
     kafka: str
     line: FaultProxy
     platform: Platform
@@ -40,35 +40,32 @@ class Ground:
         :param process: its name.
         """
         names = {"BCS_REDIS_KEY_PREFIX": f"{self.name}:", "BCS_KAFKA_CONSUMER_GROUP_ID": self.name}
-        redis_url = f"redis://{self.valkey.address}"
-        return serve(self.directory / process, redis_url, self.kafka, **names, **environment)
+        return serve(self.directory / process, self.redis.url, self.kafka, **names, **environment)
 
 
 @asynccontextmanager
-async def prepared(directory: Path, name: str, *, cuttable: bool = False) -> AsyncIterator[Ground]:
+async def prepared(
+    directory: Path, name: str, *, cuttable: bool = False, on_a_cluster: bool = ON_A_CLUSTER
+) -> AsyncIterator[Ground]:
     """Servers that run.
 
     :param cuttable: whether Kafka stands behind its line; else everybody talks to it directly.
+    :param on_a_cluster: whether Redis is a cluster.
     """
     async with AsyncExitStack() as stack:
-        valkey = stack.enter_context(killed_at_the_end(embedded.valkey(directory / "valkey", append_only=True)))
+        redis = await stack.enter_async_context(chaos_redis(directory, on_a_cluster=on_a_cluster))
         port = held_port()
         kafka_server = embedded.kafka(directory / "kafka", advertised_port=port if cuttable else None)
         broker = stack.enter_context(killed_at_the_end(kafka_server))
         line = await stack.enter_async_context(FaultProxy(HOST, broker.port, port))
         kafka = line.address if cuttable else broker.address
         await create_platform_topics(kafka)
-        gateway = RedisGateway(
-            f"redis://{valkey.address}",
-            max_connections=4,
-            deadline_seconds=5,
-            breaker_failures=1_000_000,
-            breaker_open_seconds=0.01,
-        )
-        stack.push_async_callback(gateway.aclose)
+        nodes = redis.nodes()
+        stack.push_async_callback(nodes.aclose)
         # With "everysec" a write waits in memory while an fsync is under way, and is acknowledged all the same: a kill
         # takes it along. Without, it is written first; nobody pulls the plug here.
-        await gateway.call(("CONFIG", "SET", "appendfsync", "no"))
+        for node in await nodes.all_nodes():
+            await node.call(("CONFIG", "SET", "appendfsync", "no"))
         platform = await stack.enter_async_context(Platform(kafka))
-        store = RedisStateStore(gateway, law=LAW, key_prefix=f"{name}:", ttl_seconds=604_800)
-        yield Ground(directory, name, valkey, kafka, line, platform, store)
+        store = RedisStateStore(nodes, law=LAW, key_prefix=f"{name}:", ttl_seconds=604_800)
+        yield Ground(directory, name, redis, kafka, line, platform, store)

@@ -33,10 +33,12 @@ _PHASE = "spellcheck"
 class Asked:
     """One request, from the moment at which its connection was there.
 
+    :param batch: which it was about.
     :param outcome: the status of the answer, or how it ended without one.
     """
 
     path: str
+    batch: str
     began: float
     seconds: float
     outcome: str
@@ -122,11 +124,11 @@ class Load:
                 connection.close()
 
     async def _ask(self, connection: Connection, name: str, kind: int, keep_alive: bool, halt_seconds: float) -> None:
+        batch = name if kind == 2 else self.done if kind else self.undone
         if kind == 2:
-            path, body = COMPLETE, {"batch_id": name, "phase_name": _PHASE, "success": True}
+            path, body = COMPLETE, {"batch_id": batch, "phase_name": _PHASE, "success": True}
         else:
             path = DEFINE
-            batch = self.done if kind else self.undone
             body = {"batch_id": batch, "requested_pipeline": "ai_feedback", "correlation_id": name}
         if kind == 1:
             self.tally.asked.append(name)
@@ -136,7 +138,7 @@ class Load:
         self.tally.outcomes[outcome] += 1
         self.tally.slowest = max(self.tally.slowest, seconds - halt_seconds)
         if self.kept is not None:
-            self.kept.append(Asked(path, began, seconds, outcome))
+            self.kept.append(Asked(path, batch, began, seconds, outcome))
         if outcome == "200":
             self._check(name, kind, json.loads(answer))
 

@@ -15,7 +15,6 @@ from bcs.devtools.servers.postgres import PostgresServer
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, PipelineResolved, Position
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.postgres.gateway import ArchiveGateway
-from bcs.storage.redis.gateway import RedisGateway
 from tests.chaos.ground import Ground, prepared
 from tests.chaos.load import assert_kept
 from tests.chaos.scene import CHUNK, DEADLINE_SECONDS, EVENTS_A_SECOND, Scene
@@ -45,13 +44,7 @@ class RecordedScene(Scene):
         self.record = PostgresArchive(
             ArchiveGateway(postgres.url, max_connections=2, deadline_seconds=20), page_bytes=2**20
         )
-        self.redis = RedisGateway(
-            f"redis://{ground.valkey.address}",
-            max_connections=2,
-            deadline_seconds=5,
-            breaker_failures=1_000_000,
-            breaker_open_seconds=0.01,
-        )
+        self.redis = ground.redis.nodes()
 
     async def tell(self) -> None:
         """Tell all events, evenly, and note where each came to lie."""
@@ -137,7 +130,7 @@ class RecordedScene(Scene):
         """How many entries wait for the record, or with ``:parked`` for nothing any more."""
         queues = (":archive", ":record", ":explanations")
         keys = [key for queue in queues for key in queue_keys(f"{self.ground.name}:", queue + what)]
-        return sum(await self.redis.call(*(("XLEN", key) for key in keys)))
+        return sum([sum(await self.redis.at(key).call(("XLEN", key))) for key in keys])
 
     async def _drained(self) -> bool:
         return await self.queued() == 0
@@ -162,7 +155,11 @@ async def prepared_recorded_scene(
 
     :param cuttable: whether Redis stands behind a line.
     """
-    async with prepared(directory, name) as ground, FaultProxy(HOST, ground.valkey.port) as store_line:
+    # Its line leads to one server.
+    async with (
+        prepared(directory, name, on_a_cluster=False) as ground,
+        FaultProxy(HOST, ground.redis.servers[0].port) as store_line,
+    ):
         settings = {"BCS_REQUEST_DEADLINE_SECONDS": DEADLINE_SECONDS, "BCS_DATABASE_URL": postgres.url, **environment}
         if cuttable:
             settings["BCS_REDIS_URL"] = f"redis://{store_line.address}"

@@ -103,7 +103,7 @@ class Disasters:
             "connections to Kafka cut": stage.kafka.cut,
             "replies to commits lost": self._lose_replies,
             "Redis slow": self._slow_redis,
-            "Redis frozen": partial(self._freeze, stage.valkey),
+            "Redis frozen": self._freeze_redis,
             "Kafka frozen": partial(self._freeze, stage.broker),
             "process frozen": self._freeze_process,
             "process killed": self._kill_process,
@@ -124,6 +124,9 @@ class Disasters:
         self._stage.redis.delay(_SLOW_SECONDS)
         await anyio.sleep(_FROZEN_SECONDS)
         self._stage.redis.delay(0)
+
+    async def _freeze_redis(self) -> None:
+        await self._freeze(self._chance.choice(self._stage.redis.servers))
 
     async def _freeze(self, server: EmbeddedServer) -> None:
         server.freeze()

@@ -12,7 +12,7 @@ import anyio
 from bcs.devtools.servers import embedded
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.storage.redis.batch_store import RedisStateStore
-from bcs.storage.redis.gateway import RedisGateway
+from tests.chaos.redis_servers import ChaosRedis, chaos_redis
 from tests.support.apache_kafka import apache_kafka
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import create_platform_topics
@@ -51,29 +51,21 @@ class Stage:
         self,
         directory: Path,
         name: str,
-        valkey: EmbeddedServer,
+        redis: ChaosRedis,
         broker: EmbeddedServer,
-        redis: FaultProxy,
         kafka: FaultProxy,
         *,
         durable_groups: bool,
     ) -> None:
         self.name = name
-        self.valkey, self.broker, self.redis, self.kafka = valkey, broker, redis, kafka
+        self.redis, self.broker, self.kafka = redis, broker, kafka
         self.durable_groups = durable_groups
         self.replicas: list[BcsProcess] = []
         self._directory = directory
         self._ports: dict[int, int] = {}
         self._launches = 0
-        self._gateway = RedisGateway(
-            f"redis://{valkey.address}",
-            max_connections=4,
-            deadline_seconds=5,
-            breaker_failures=1_000_000,
-            breaker_open_seconds=0.01,
-        )
-        # Past the proxy: who checks must see what is there.
-        self.store = RedisStateStore(self._gateway, law=LAW, key_prefix=f"{name}:", ttl_seconds=604_800)
+        self._nodes = redis.nodes()
+        self.store = RedisStateStore(self._nodes, law=LAW, key_prefix=f"{name}:", ttl_seconds=604_800)
 
     async def launch(self, replica: int) -> None:
         """Start a replica, the first time or after its end."""
@@ -87,7 +79,7 @@ class Stage:
             "BCS_KAFKA_ENABLE_IDEMPOTENCE": self.durable_groups,  # and Tansu can't do that either
             "BCS_HTTP_PORT": self._ports.setdefault(replica, held_port()),
         }
-        process = serve(directory, f"redis://{self.redis.address}", self.kafka.address, **environment)
+        process = serve(directory, self.redis.url, self.kafka.address, **environment)
         self.replicas[replica : replica + 1] = [process]
         await process.answers("/healthz")
 
@@ -121,17 +113,16 @@ class Stage:
         """End what is left."""
         for replica in self.replicas:
             replica.__exit__()
-        await self._gateway.aclose()
+        await self._nodes.aclose()
 
     def heal(self) -> None:
         """Take back every fault."""
-        self.valkey.thaw()
+        self.redis.heal()
         self.broker.thaw()
-        for proxy in (self.redis, self.kafka):
-            proxy.thaw()
-            proxy.accept()
-            proxy.delay(0)
-            proxy.drop_replies(None, 0)
+        self.kafka.thaw()
+        self.kafka.accept()
+        self.kafka.delay(0)
+        self.kafka.drop_replies(None, 0)
         for replica in self.replicas:
             if replica.process.poll() is None:
                 replica.signal(signal.SIGCONT)
@@ -143,7 +134,6 @@ async def staged(directory: Path, name: str, replicas: int, jars: Path | None) -
 
     :param jars: of Apache Kafka, where it can run; else the broker is Tansu.
     """
-    valkey = embedded.valkey(directory / "valkey", append_only=True)
     port = held_port()
     if jars:
         broker = apache_kafka(jars, directory / "kafka", advertised_port=port)
@@ -151,14 +141,13 @@ async def staged(directory: Path, name: str, replicas: int, jars: Path | None) -
         broker = embedded.kafka(directory / "kafka", advertised_port=port)
     try:
         # Not in a thread: a server ends with the thread that started it.
-        valkey.start()
         broker.start()
         async with (
-            FaultProxy("127.0.0.1", valkey.port) as redis_proxy,
+            chaos_redis(directory, proxied=True) as redis,
             FaultProxy("127.0.0.1", broker.port, port) as kafka_proxy,
         ):
             await create_platform_topics(kafka_proxy.address)
-            stage = Stage(directory, name, valkey, broker, redis_proxy, kafka_proxy, durable_groups=jars is not None)
+            stage = Stage(directory, name, redis, broker, kafka_proxy, durable_groups=jars is not None)
             try:
                 for number in range(replicas):
                     await stage.launch(number)
@@ -167,7 +156,6 @@ async def staged(directory: Path, name: str, replicas: int, jars: Path | None) -
                 with anyio.CancelScope(shield=True):
                     await stage.aclose()
     finally:
-        valkey.stop()
         broker.stop()
 
 

@@ -50,17 +50,17 @@ class SourcedLoad(Load):
 @asynccontextmanager
 async def killed(scene: RecordedScene) -> AsyncIterator[None]:
     """Started again with what it had acknowledged."""
-    await anyio.to_thread.run_sync(scene.ground.valkey.kill)
+    await anyio.to_thread.run_sync(scene.ground.redis.servers[0].kill)
     yield
-    await anyio.to_thread.run_sync(scene.ground.valkey.start)
+    await anyio.to_thread.run_sync(scene.ground.redis.servers[0].start)
 
 
 @asynccontextmanager
 async def frozen(scene: RecordedScene) -> AsyncIterator[None]:
     """Its connections stay open."""
-    scene.ground.valkey.freeze()
+    scene.ground.redis.servers[0].freeze()
     yield
-    scene.ground.valkey.thaw()
+    scene.ground.redis.servers[0].thaw()
 
 
 @asynccontextmanager

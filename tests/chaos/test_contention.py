@@ -18,7 +18,7 @@ from bcs.domain.state import delta_of
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.redis.batch_codec import VERSION_FIELD, BatchKeys
 from bcs.storage.redis.batch_store import RedisStateStore
-from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.nodes import Nodes
 from tests.chaos.contending_writer import GO, READY, Commit, Share, drawn_facts, open_store
 from tests.chaos.figures import Note, percentile
 from tests.chaos.sizes import SIZES
@@ -66,9 +66,7 @@ async def written_by_all(share: Share) -> tuple[list[Commit], float]:
     return [Commit(**commit) for output, _ in outputs for commit in json.loads(output)], seconds
 
 
-async def watch_summary(
-    gateway: RedisGateway, store: RedisStateStore, batch: str, keys: BatchKeys, over: anyio.Event
-) -> int:
+async def watch_summary(nodes: Nodes, store: RedisStateStore, batch: str, keys: BatchKeys, over: anyio.Event) -> int:
     """Ask about the batch again and again while it is written to: no answer is older than its question.
 
     :returns: how often it was asked.
@@ -78,9 +76,9 @@ async def watch_summary(
 
     async def look() -> bool:
         nonlocal asked
-        [before] = await gateway.call(version)
+        [before] = await nodes.at(keys.facts).call(version)
         summary = await store.summary(batch)
-        [after] = await gateway.call(version)
+        [after] = await nodes.at(keys.facts).call(version)
         assert int(before or 0) <= summary.version <= int(after or 0)
         asked += 1
         return over.is_set()
@@ -95,10 +93,10 @@ async def test_processes_that_write_to_one_batch_lose_nothing(
     redis_url: str, redis_key_prefix: str, note_figure: Note, seed: int, by_transaction: bool
 ) -> None:
     count, batch = SIZES.contended_facts, "contended"
-    gateway, store = open_store(redis_url, redis_key_prefix)
+    nodes, store = open_store(redis_url, redis_key_prefix)
     over = anyio.Event()
     keys = BatchKeys(redis_key_prefix, batch)
-    watching = asyncio.create_task(watch_summary(gateway, store, batch, keys, over))
+    watching = asyncio.create_task(watch_summary(nodes, store, batch, keys, over))
     try:
         share = Share(redis_url, redis_key_prefix, batch, seed, count, WRITERS, 0, by_transaction)
         commits, seconds = await written_by_all(share)
@@ -110,7 +108,7 @@ async def test_processes_that_write_to_one_batch_lose_nothing(
         assert await store.state(batch) == model
     finally:
         watching.cancel()
-        await gateway.aclose()
+        await nodes.aclose()
 
     attempts = [commit.conflicts + 1 for commit in commits]
     fallbacks = sum(commit.fallback for commit in commits)

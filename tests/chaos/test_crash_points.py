@@ -20,11 +20,11 @@ from bcs.observability.failpoints import FailPoint
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.redis.batch_store import RedisStateStore
-from bcs.storage.redis.gateway import RedisGateway
 from bcs.wire import topics
 from tests.chaos.crashing_process import Crasher, CrashingProcess, How, Order
 from tests.chaos.figures import Note
 from tests.chaos.history import told
+from tests.chaos.redis_servers import connections_to
 from tests.chaos.servers import killed_at_the_end
 from tests.chaos.sizes import SIZES
 from tests.support.events import registered, spellchecked
@@ -173,9 +173,9 @@ class Scene:
 @asynccontextmanager
 async def staged(directory: Path, name: str, redis_url: str, database_url: str) -> AsyncIterator[Scene]:
     """A scene without a service yet, with a broker of its own."""
-    gateway = RedisGateway(redis_url, max_connections=2, deadline_seconds=5, breaker_failures=9, breaker_open_seconds=1)
+    nodes = connections_to(redis_url)
     record = PostgresArchive(ArchiveGateway(database_url, max_connections=1, deadline_seconds=10), page_bytes=2**20)
-    store = RedisStateStore(gateway, law=LAW, key_prefix=f"{name}:", ttl_seconds=1000)
+    store = RedisStateStore(nodes, law=LAW, key_prefix=f"{name}:", ttl_seconds=1000)
     with killed_at_the_end(embedded.kafka(directory)) as server:
         await create_platform_topics(server.address)
         names = {"kafka_bootstrap_servers": server.address, "kafka_consumer_group_id": name}
@@ -183,7 +183,7 @@ async def staged(directory: Path, name: str, redis_url: str, database_url: str) 
         settings: dict[str, object] = {**SETTINGS, **names}
         async with Platform(server.address) as platform:
             yield Scene(name, platform, store, record, settings, server.directory / "orders")
-    await gateway.aclose()
+    await nodes.aclose()
     await record.aclose()
 
 

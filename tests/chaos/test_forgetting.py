@@ -16,7 +16,7 @@ import pytest
 
 from bcs.config.pipelines import load_pipelines
 from bcs.devtools.servers.postgres import PostgresServer
-from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.nodes import Nodes
 from bcs.wire import topics
 from bcs.wire.published import as_uuid
 from tests.chaos.figures import Note, percentile
@@ -55,7 +55,7 @@ class Flushed:
     :param owed: what must be announced: request, batch and phase.
     """
 
-    def __init__(self, ground: Ground, doors: list[Orchestrator], redis: RedisGateway, seed: int) -> None:
+    def __init__(self, ground: Ground, doors: list[Orchestrator], redis: Nodes, seed: int) -> None:
         self.ground, self.doors, self.redis = ground, doors, redis
         self.chance = Random(seed)
         self.batches = [f"batch-{number}" for number in range(SIZES.flushed_events // EVENTS_OF_A_BATCH)]
@@ -121,9 +121,11 @@ class Flushed:
             await self.forget()
 
     async def forget(self) -> None:
-        """FLUSHALL. What waits for Kafka in there is forgotten with it."""
+        """FLUSHALL. What waits for Kafka in there is forgotten with it. Of a cluster, now and then one node alone."""
         self.flushes += 1
-        await self.redis.call(("FLUSHALL",))
+        nodes = list(await self.redis.all_nodes())
+        for node in self.chance.sample(nodes, self.chance.choice([1, len(nodes)])):
+            await node.call(("FLUSHALL",))
         self.flushed += 1
         self.owed.clear()
 
@@ -170,14 +172,8 @@ async def flushed(directory: Path, postgres: PostgresServer, seed: int) -> Async
     """Two replicas that run; at the end they must stop in order."""
     async with AsyncExitStack() as stack:
         ground = await stack.enter_async_context(prepared(directory, "flushed"))
-        gateway = RedisGateway(
-            f"redis://{ground.valkey.address}",
-            max_connections=1,
-            deadline_seconds=10,
-            breaker_failures=1_000_000,
-            breaker_open_seconds=0.01,
-        )
-        stack.push_async_callback(gateway.aclose)
+        nodes = ground.redis.nodes(max_connections=1, deadline_seconds=10)
+        stack.push_async_callback(nodes.aclose)
         # Both at once: they find an empty database.
         processes = [
             stack.enter_context(
@@ -190,7 +186,7 @@ async def flushed(directory: Path, postgres: PostgresServer, seed: int) -> Async
         doors = [await stack.enter_async_context(Orchestrator(process.base, keep_alive=True)) for process in processes]
         # One makes the tables, and the other finds them only then.
         await wait_until(partial(all_have_the_record, doors))
-        yield Flushed(ground, doors, gateway, seed)
+        yield Flushed(ground, doors, nodes, seed)
         for process in processes:
             process.signal(signal.SIGTERM)
         for process in processes:

@@ -18,13 +18,17 @@ from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.topology import slot_of
 from bcs.wire import topics
 from tests.chaos.figures import Note, percentile
 from tests.chaos.load import Asked, assert_kept
+from tests.chaos.redis_servers import ON_A_CLUSTER
 from tests.chaos.scene import DEADLINE_SECONDS, EVENTS_A_SECOND, Scene, prepared_scene
 from tests.chaos.sizes import SIZES
 from tests.support.events import spellchecked
 from tests.support.kafka import uuids, values
+from tests.support.redis_cluster import ClusterNode, RedisCluster, name_in
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -43,9 +47,13 @@ class Outage(Protocol):
     """One thing that goes away and comes back.
 
     :param name: of it, as health has it.
+    :param status: what health calls it meanwhile.
+    :param back_at: when it was back.
     """
 
     name: str
+    status: str
+    back_at: float
 
     def away(self, scene: Scene) -> AbstractAsyncContextManager[None]:
         """It is away in here."""
@@ -58,28 +66,69 @@ class NoRedis:
     """Killed, and started again with what it had acknowledged."""
 
     name = "redis"
+    status = "unhealthy"
 
     @asynccontextmanager
     async def away(self, scene: Scene) -> AsyncIterator[None]:
         """See `Outage.away`."""
-        scene.ground.valkey.kill()
+        scene.ground.redis.kill()
         try:
             yield
         finally:
-            scene.ground.valkey.restart()
+            self.back_at = time.monotonic()
+            await scene.ground.redis.restart()
+            if ON_A_CLUSTER:
+                # A node refuses everything until it has heard of the others, and some time longer.
+                self.back_at = time.monotonic()
         self._new = f"{scene.ground.name}-after-{self.name}"
         await scene.ground.platform.send(spellchecked(self._new, "essay"))
 
     async def overcome(self, scene: Scene) -> bool:
         """See `Outage.overcome`."""
-        answers = await scene.orchestrator.get("/readyz"), await scene.orchestrator.define(scene.callers.undone)
+        # Of a cluster, some of these batches are on each master.
+        batches = [scene.callers.undone, *(f"unknown-{number}" for number in range(12))]
+        answers = [await scene.orchestrator.get("/readyz"), *[await scene.orchestrator.define(one) for one in batches]]
         return {answer.status for answer in answers} == {200} and await scene.knows(self._new)
+
+
+class NoShard:
+    """One master of a cluster is killed, and started again. The batches of the others have nothing to do with it."""
+
+    name = "redis"
+    status = "degraded"
+
+    def __init__(self, cluster: RedisCluster, master: ClusterNode) -> None:
+        self._cluster, self._master = cluster, master
+
+    @asynccontextmanager
+    async def away(self, scene: Scene) -> AsyncIterator[None]:
+        """See `Outage.away`."""
+        self.slots = await self._cluster.slots_of(self._master)
+        self._master.server.kill()
+        try:
+            yield
+        finally:
+            self._master.server.restart()
+            await self._cluster.wait_until_ok()
+            self.back_at = time.monotonic()
+        self._new = name_in(self.slots, f"{scene.ground.name}-after-a-shard")
+        await scene.ground.platform.send(spellchecked(self._new, "essay"))
+
+    async def overcome(self, scene: Scene) -> bool:
+        """See `Outage.overcome`."""
+        answer = await scene.orchestrator.define(name_in(self.slots, "unknown"))
+        return answer.status == 200 and await scene.knows(self._new)
+
+    def has(self, scene: Scene, asked: Asked) -> bool:
+        """Whether the master has the batch of a request."""
+        return slot_of(BatchKeys(f"{scene.ground.name}:", asked.batch).facts) in self.slots
 
 
 class NoKafka:
     """Cut off, since the embedded one forgets everything when it is killed."""
 
     name = "kafka"
+    status = "unhealthy"
 
     @asynccontextmanager
     async def away(self, scene: Scene) -> AsyncIterator[None]:
@@ -91,6 +140,7 @@ class NoKafka:
                 yield
             finally:
                 self._owed = uuids(scene.load.tally.pruned)
+                self.back_at = time.monotonic()
                 scene.ground.line.accept()
             self._new = f"{scene.ground.name}-after-{self.name}"
             await scene.ground.platform.send(spellchecked(self._new, "essay"))
@@ -134,6 +184,7 @@ async def endure(scene: Scene, outage: Outage) -> Measured:
     measured = Measured()
     began = time.monotonic()
     await anyio.sleep(BEFORE_SECONDS)
+    await wait_until(lambda: len(scene.between(began, time.monotonic())) >= LEAST_ASKED, description="some ask before")
     measured.megabytes.append(scene.megabytes())
     left = time.monotonic()
     async with outage.away(scene):
@@ -150,7 +201,7 @@ async def endure(scene: Scene, outage: Outage) -> Measured:
     assert {one.outcome for one in scene.asked if one.began > overcome} == {"200"}
     measured.before, measured.during = scene.between(began, left), scene.between(left, back)
     assert min(len(measured.before), len(measured.during)) >= LEAST_ASKED
-    measured.seconds = overcome - back
+    measured.seconds = overcome - outage.back_at
     measured.megabytes.append(scene.megabytes())
     return measured
 
@@ -175,10 +226,11 @@ async def is_seen(scene: Scene, outage: Outage) -> bool:
     """Whether the outage is told of; liveness is given all the same."""
     health = await scene.orchestrator.get("/healthz")
     assert health.status == 200
-    unhealthy = {name for name, found in health.json["dependencies"].items() if found["status"] == "unhealthy"}
+    statuses = {name: found["status"] for name, found in health.json["dependencies"].items()}
     ready = (await scene.orchestrator.get("/readyz")).status
-    assert unhealthy <= {outage.name}
-    return unhealthy == {outage.name} and ready == (503 if outage.name == "redis" else 200)
+    assert {name for name, status in statuses.items() if status == "unhealthy"} <= {outage.name}
+    redis_is_away = outage.name == "redis" and outage.status == "unhealthy"
+    return statuses[outage.name] == outage.status and ready == (503 if redis_is_away else 200)
 
 
 @pytest.mark.parametrize("seed", [10])
@@ -230,6 +282,35 @@ class LostWriter:
         pass
 
 
+async def test_a_shard_that_is_away_costs_the_batches_of_the_others_nothing(tmp_path: Path, note_figure: Note) -> None:
+    events = int((SIZES.outage_seconds + BEFORE_SECONDS) * EVENTS_A_SECOND)
+    async with prepared_scene(tmp_path, "shard", events) as scene, anyio.create_task_group() as callers:
+        callers.start_soon(scene.ask)
+        cluster = scene.ground.redis.cluster
+        assert cluster is not None
+        outage = NoShard(cluster, await cluster.node_of(BatchKeys("shard:", scene.callers.done).facts))
+        async with anyio.create_task_group() as telling:
+            telling.start_soon(scene.tell)
+            measured = await endure(scene, outage)
+        scene.load.enough = True
+        tally = scene.load.tally
+        await assert_kept(tally, scene.callers, scene.history, scene.ground)
+        await scene.assert_no_restart()
+        outcomes = {
+            shard: Counter(one.outcome for one in measured.during if outage.has(scene, one) is shard)
+            for shard in (True, False)
+        }
+    note_figure(
+        10,
+        f"one master of three away for {SIZES.outage_seconds:.0f} s: {measured.figures()}; of its batches "
+        f"{dict(outcomes[True])}, of others {dict(outcomes[False])}; {len(scene.history.told)} events kept; 0 restarts",
+    )
+    assert outcomes[True].keys() == {"503"}, "never a guess"
+    assert outcomes[False].keys() == {"200"}
+    assert max(one.seconds for one in scene.asked) < DEADLINE_SECONDS
+    assert measured.seconds < BACK_TO_NORMAL_SECONDS
+
+
 async def test_a_connection_to_kafka_that_uvloop_has_lost_is_an_error_of_kafka(kafka_bootstrap_servers: str) -> None:
     """Any other error ends aiokafka's own tasks: a consumer without its fetcher is a member that never reads again."""
     host, port = kafka_bootstrap_servers.split(":")
@@ -242,3 +323,7 @@ async def test_a_connection_to_kafka_that_uvloop_has_lost_is_an_error_of_kafka(k
     finally:
         writer.close()
         await connection.close()
+
+
+if not ON_A_CLUSTER:
+    del test_a_shard_that_is_away_costs_the_batches_of_the_others_nothing  # `test_on_a_cluster.py` plays it

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.clustered import BUSIEST, FULLEST, SPREAD
 from benchmarks.measured import Measured, middle
+from benchmarks.page import cluster_section
 from benchmarks.report import Report, compared
 
 ROOT = Path(__file__).parents[2]
@@ -15,11 +17,12 @@ SECONDS = 0.1
 EVENTS = 800
 # More batches on record than are asked about in that time, since each is asked about once.
 SCALING_AND_RECORD: tuple[object, ...] = ("--batches", 10, "--essays", 40, "--huge", 900, "--record-facts", 20_000)
-EXPECTED = (26, 11, 1, 3, 24)  # rows of answers, of events, of commits and of the record, and figures that are no rows
+SMALL: tuple[object, ...] = ("--entries", 2000)  # of the queues in a cluster
+EXPECTED = (26, 11, 1, 3, 29)  # rows of answers, of events, of commits and of the record, and figures that are no rows
 
 
-def run(*arguments: object) -> str:
-    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+def run(*arguments: object, module: str = "benchmarks") -> str:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=120, text=True).stdout
 
 
@@ -60,6 +63,28 @@ def test_a_short_run_measures_every_path_and_is_kept_and_compared(tmp_path: Path
     side_by_side = run("--compare", kept, kept)
     assert all(row.path in side_by_side for row in report.rows)
     assert run("--draw-from", kept) == told
+
+
+@pytest.mark.serial
+@pytest.mark.release
+def test_a_cluster_is_measured_beside_one_server(tmp_path: Path) -> None:
+    kept = tmp_path / "run.json"
+    run("--seconds", SECONDS, "--rounds", 2, "--events", EVENTS, *SMALL, "--json", kept, module="benchmarks.clustered")
+    report = Report.load(kept)
+    assert len(report.rows) == 10
+    assert all(row.redis_busiest_us for row in report.rows)
+    part = cluster_section(report)
+    assert all(row.path.rpartition(", ")[0] in part for row in report.rows)
+    shares = [value for name, value in report.others.items() if name.startswith((BUSIEST, FULLEST))]
+    assert len(shares) == 2 * len(SPREAD)
+    assert all(1 <= share < 2 for share in shares), "of three masters none has two thirds"
+
+
+@pytest.mark.serial
+@pytest.mark.release
+def test_commits_that_wait_for_a_replica_are_measured_beside_others() -> None:
+    table = run("--commits", EVENTS, "--rounds", 1, module="benchmarks.replicated")
+    assert [line.rpartition("WAIT")[1] for line in table.splitlines() if line.startswith("commit")][-1:] == ["WAIT"]
 
 
 def test_the_middle_of_some_rounds_is_that_of_each_figure() -> None:

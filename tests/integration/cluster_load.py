@@ -28,11 +28,12 @@ class ClusterLoad:
 
     :param archive: gets each fact before the store; None without an archive.
     :param seed: of the choice of batches.
+    :ivar acknowledged: each batch's essays, with the time of the acknowledgement by the clock of the event loop.
     :ivar wrong: the batches of which an answer knew fewer essays than had been acknowledged before.
     """
 
     def __init__(self, stores: list[RedisStateStore], archive: PostgresArchive | None = None, seed: int = 1) -> None:
-        self.acknowledged: dict[str, set[str]] = {batch: set() for batch in _BATCHES}
+        self.acknowledged: dict[str, dict[str, float]] = {batch: {} for batch in _BATCHES}
         self.counts: Counter[str] = Counter()
         self.slowest_seconds = 0.0
         self.wrong: set[str] = set()
@@ -67,7 +68,7 @@ class ClusterLoad:
         """The acknowledged essays that a batch does not have."""
         lost = {}
         for batch, essays in self.acknowledged.items():
-            if missing := essays - set((await self._stores[-1].state(batch)).first_seen_us):
+            if missing := essays.keys() - set((await self._stores[-1].state(batch)).first_seen_us):
                 lost[batch] = missing
         return lost
 
@@ -90,7 +91,7 @@ class ClusterLoad:
             watch = Stopwatch()
             try:
                 await store.commit(batch, delta)
-                self.acknowledged[batch].add(essay)
+                self.acknowledged[batch][essay] = anyio.current_time()
                 self.counts["commits"] += 1
             except StoreUnavailable:
                 self.counts["failed commits"] += 1

@@ -64,7 +64,7 @@ async def test_one_redis_becomes_a_cluster_and_one_redis_again(
         again: RedisGateway = make_gateway(first.address)
         assert await known(in_redis(again, ttl_seconds=600)) == {"before"}
         for batch, essays in load.acknowledged.items():
-            assert essays <= set((await in_redis(again, ttl_seconds=600).state(batch)).first_seen_us)
+            assert set(essays) <= set((await in_redis(again, ttl_seconds=600).state(batch)).first_seen_us)
 
 
 async def known(store: RedisStateStore) -> set[str]:

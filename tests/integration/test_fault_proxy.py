@@ -89,6 +89,19 @@ async def test_a_frozen_proxy_holds_every_byte(proxy: FaultProxy, client: Redis,
         assert await opened_since
 
 
+async def test_the_bytes_of_one_address_can_be_held_alone(proxy: FaultProxy, client: Redis) -> None:
+    await client.ping()
+    proxy.freeze_from("127.0.0.9")
+    reader, writer = await asyncio.open_connection(embedded.HOST, proxy.port, local_addr=("127.0.0.9", 0))
+    writer.write(b"PING\r\n")
+    held = running(reader.readline())
+    assert await is_held(held)
+    assert await client.ping()
+    proxy.thaw()
+    assert await held == b"+PONG\r\n"
+    writer.close()
+
+
 async def test_a_frozen_proxy_holds_up_the_sender(proxy: FaultProxy) -> None:
     proxy.freeze()
     _, writer = await asyncio.open_connection(embedded.HOST, proxy.port)

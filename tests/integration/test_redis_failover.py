@@ -15,11 +15,13 @@ from bcs.domain.state import delta_of
 from bcs.errors import StoreUnavailable
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.postgres.archive import PostgresArchive
+from bcs.storage.redis.archive_queue import ArchiveQueue
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import MakeGateway, MakeStore
 from tests.support.fault_proxy import FaultProxy
-from tests.support.history_entries import AT_US
+from tests.support.history_entries import AT_US, consumed
+from tests.support.redis_queues import archive_queue
 from tests.support.redis_servers import redis_server
 from tests.support.waiting import wait_until
 
@@ -227,3 +229,38 @@ async def test_a_server_demoted_and_promoted_again_gets_a_new_identity(
     await address.promote(FIRST)
     assert not (await store.summary(batch)).complete("spellcheck")
     assert (await store.state(batch)).essay_marks["spellcheck"]["e1"].outcome is Outcome.FAILED
+
+
+async def test_facts_that_a_failover_lost_while_they_wait_for_the_archive_are_waited_for(
+    address: Address,
+    make_gateway: MakeGateway,
+    in_redis: MakeStore,
+    archive: PostgresArchive,
+    redis_key_prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: str,
+) -> None:
+    """In a cluster the queue is on a server that may live on, while the batch's own server loses what came last."""
+    check_every(monkeypatch, 1000)
+    queue = archive_queue(make_gateway(address.url, deadline=5), redis_key_prefix)
+    backfill = ArchiveBackfill(archive, queue.waiting, oldest_seconds=queue.oldest_seconds)
+    await archive.add_states({batch: delta_of(BEGUN)})
+    store = in_redis(make_gateway(address.url, deadline=5), backfill=backfill)
+    await store.commit(batch, delta_of(BEGUN))
+    assert (await store.summary(batch)).complete("spellcheck")
+    copies = {key: await address.controls[FIRST].dump(key) for key in await address.controls[FIRST].keys("*}*facts")}
+    await queue.append([consumed(batch, *UNDONE)])
+    await wait_until(lambda: has_waited(queue, batch))
+    address.lead_to(SECOND)
+    for key, copy in copies.items():
+        await address.controls[SECOND].restore(key, 0, copy or b"")
+    store = in_redis(make_gateway(address.url, deadline=5), backfill=backfill)
+    with pytest.raises(StoreUnavailable, match="that this Redis may lack"):
+        await store.summary(batch)
+    await archive.add_states({batch: delta_of(UNDONE)})
+    await queue.ack(await queue.lease(9))
+    assert not (await store.summary(batch)).complete("spellcheck")
+
+
+async def has_waited(queue: ArchiveQueue, batch: str) -> bool:
+    return await queue.oldest_seconds(batch) > 0

@@ -86,6 +86,14 @@ async def drained(outbox: RedisOutbox, limit: int = 20) -> list[bytes]:
     return found
 
 
+async def leased_all(outbox: RedisOutbox) -> list[LeasedMessage]:
+    """All that can be leased."""
+    found: list[LeasedMessage] = []
+    while leased := await outbox.lease(100):
+        found += leased
+    return found
+
+
 @pytest.fixture
 def process(gateway: RedisGateway, redis_key_prefix: str) -> Callable[..., RedisOutbox]:
     """Makes the outbox of a process with a name and a number of streams."""
@@ -157,6 +165,23 @@ async def test_a_full_stream_starves_no_other_and_uses_what_others_leave(process
     assert len(await drained(outbox)) == 600 + len(others) - 200
 
 
+async def test_streams_with_few_entries_have_their_turns_in_few_calls(process: Callable[..., RedisOutbox]) -> None:
+    outbox, batches = process("only"), [in_stream(number) for number in range(USUAL_STREAMS)]
+    await outbox.append([message(batch, number) for batch in batches for number in range(2)])
+    calls = [await outbox.lease(200) for _ in range(4)]
+    assert [len(leased) for leased in calls] == [8] * 4, "two of each of four streams"
+    assert {entry.message.key for leased in calls for entry in leased} == set(map(str.encode, batches))
+
+
+async def test_what_another_process_holds_of_many_streams_hides_no_entry(process: Callable[..., RedisOutbox]) -> None:
+    other, outbox = process("other"), process("only")
+    await other.append([message(in_stream(number)) for number in range(USUAL_STREAMS)])
+    await leased_all(other)
+    for number in range(USUAL_STREAMS):
+        await outbox.append([message(in_stream(number), 1)])
+        assert values(await outbox.lease(200)) == [message(in_stream(number), 1).value]
+
+
 async def test_each_stream_gets_its_turn(process: Callable[..., RedisOutbox]) -> None:
     outbox = process("only")
     batches = [in_stream(number) for number in range(USUAL_STREAMS)]
@@ -177,7 +202,7 @@ async def test_the_limit_is_that_of_all_streams(process: Callable[..., RedisOutb
 async def test_what_a_dead_process_held_of_all_streams_is_taken_over(process: Callable[..., RedisOutbox]) -> None:
     dead, living = process("dead"), process("living")
     await dead.append([message(batch) for batch in BATCHES])
-    held = await dead.lease(100)
+    held = await leased_all(dead)
     assert await living.recover(3600, 100) == []
     taken: list[LeasedMessage] = []
 
@@ -196,7 +221,7 @@ async def test_a_crashed_publisher_leases_again_what_it_held_of_all_streams(
 ) -> None:
     outbox = process("only")
     await outbox.append([message(batch) for batch in BATCHES])
-    held = await outbox.lease(100)
+    held = await leased_all(outbox)
     again: list[LeasedMessage] = []
     while part := await outbox.resume(7):
         again += part
@@ -364,7 +389,7 @@ async def test_a_stream_that_is_no_stream_holds_up_no_other(
     outbox, wrong = process("only"), stream_key(redis_key_prefix, 3)
     await outbox.append([message(batch) for batch in BATCHES])
     of_wrong = {batch for batch in BATCHES if number_in(USUAL_STREAMS, batch.encode()) == 3}
-    held = await outbox.lease(100)
+    held = await leased_all(outbox)
     # Its entries are away, and what was published of them can't be acked.
     await gateway.call(("RENAME", wrong, f"{wrong}:aside"), ("SET", wrong, "x"))
     await outbox.ack(held)
@@ -413,7 +438,7 @@ async def test_a_server_that_is_away_holds_up_only_its_streams(
     outbox = redis_outbox(servers, redis_key_prefix, limit=1000)  # type: ignore[arg-type]
     facts = archive_queue(servers, redis_key_prefix, limit=1000)  # type: ignore[arg-type]
     await outbox.append([message(batch) for batch in BATCHES])
-    held = await outbox.lease(100)
+    held = await leased_all(outbox)
     assert len(held) == len(BATCHES)
     assert [await facts.waiting(in_stream(number)) for number in range(USUAL_STREAMS)] == [0] * USUAL_STREAMS
     # The network takes nothing that it could deliver later.

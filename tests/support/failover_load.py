@@ -105,6 +105,16 @@ class FailoverLoad:
                 assert self.completed_at.get(one.batch, one.ended_at + 1) < one.ended_at, one
         assert [one for one in self.asked if one.answer.status == 200]
 
+    def assert_no_answer_takes_back(self) -> None:
+        """Check that no answer lacks what an earlier one, of either replica, has said is complete."""
+        said_at: dict[str, float] = {}
+        for one in sorted(self.asked, key=lambda one: one.ended_at):
+            if one.answer.status == 200 and "spellcheck" not in one.answer.json["final_pipeline"]:
+                said_at.setdefault(one.batch, one.ended_at)
+        for one in self.asked:
+            if one.answer.status == 200 and said_at.get(one.batch, one.began_at) < one.began_at:
+                assert "spellcheck" not in one.answer.json["final_pipeline"], one
+
     async def assert_nothing_is_lost(self) -> None:
         """Wait until both replicas have read all events, and check what they say about each batch."""
         await wait_until(lambda: self.platform.caught_up(self.replicas[0].group), _CATCH_UP_SECONDS)

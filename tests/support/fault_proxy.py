@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Self
 
 HOST = "127.0.0.1"
@@ -15,9 +16,22 @@ _LOST_REPLY_SECONDS = 10.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
+@dataclass
+class LostReplies:
+    """Which replies are to be lost, of one server or of several together.
+
+    :param after_request_matching: what the request holds; None for any request.
+    :param left: how many.
+    """
+
+    after_request_matching: bytes | None
+    left: int
+
+
 class _Connection:
-    def __init__(self, client: socket.socket) -> None:
+    def __init__(self, client: socket.socket, host: str) -> None:
         self.client = client
+        self.host = host
         self.server: socket.socket | None = None
         self.task: asyncio.Task[None] | None = None
         self.reset = False
@@ -42,10 +56,10 @@ class FaultProxy:
         self._connections: set[_Connection] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._held: dict[str, asyncio.Event] = {}
         self._delay_seconds = 0.0
         self._delay_changed = asyncio.Event()
-        self._drop_pattern: bytes | None = None
-        self._drops_left = 0
+        self._lost = LostReplies(None, 0)
         self._edits: dict[bytes, bytes] = {}
         self._piece_bytes = _CHUNK_BYTES
 
@@ -96,9 +110,16 @@ class FaultProxy:
         """Let no byte through in either direction; new connections are taken, and get nothing either."""
         self._flowing.clear()
 
+    def freeze_from(self, host: str) -> None:
+        """The same for the connections that come from one address alone."""
+        self._held.setdefault(host, asyncio.Event())
+
     def thaw(self) -> None:
-        """Let the bytes go on where :meth:`freeze` held them."""
+        """Let the bytes go on where :meth:`freeze` and :meth:`freeze_from` held them."""
         self._flowing.set()
+        for freed in self._held.values():
+            freed.set()
+        self._held.clear()
 
     def delay(self, seconds: float) -> None:
         """Hold every reply back for so long (requests pass at once); a change lets go of what is held now."""
@@ -112,8 +133,11 @@ class FaultProxy:
         The server gets the request and has answered it when the client's connection is reset. The connection takes no
         further requests; replies to earlier requests that are still on their way may be lost too.
         """
-        self._drop_pattern = after_request_matching
-        self._drops_left = count
+        self.lose(LostReplies(after_request_matching, count))
+
+    def lose(self, replies: LostReplies) -> None:
+        """The same for replies of several servers, which count together."""
+        self._lost = replies
 
     def edit_replies(self, edits: dict[bytes, bytes]) -> None:
         """Let replies have something else in the place of these bytes, of the same length."""
@@ -133,9 +157,9 @@ class FaultProxy:
     def _take_connections(self, listener: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             while True:
-                client, _ = listener.accept()
+                client, (host, _) = listener.accept()
                 self.connections_accepted += 1
-                connection = _Connection(client)
+                connection = _Connection(client, host)
                 self._connections.add(connection)
                 connection.task = asyncio.create_task(self._serve(connection))
 
@@ -153,7 +177,7 @@ class FaultProxy:
     async def _serve(self, connection: _Connection) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await self._flowing.wait()
+            await self._may_flow(connection)
             connection.client.setblocking(False)
             connection.server = socket.socket()
             connection.server.setblocking(False)
@@ -180,12 +204,13 @@ class FaultProxy:
     async def _pump_requests(self, connection: _Connection, client: socket.socket, server: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         seen = b""
-        while chunk := await self._receive(client):
-            pattern = self._drop_pattern or b""
+        while chunk := await self._receive(connection, client):
+            lost = self._lost
+            pattern = lost.after_request_matching or b""
             # A pattern may be spread over chunks, so the end of what has passed is looked at again.
             seen = seen[max(0, len(seen) - len(pattern) + 1) :] + chunk
-            lose = self._drops_left > 0 and pattern in seen
-            self._drops_left -= lose
+            lose = lost.left > 0 and pattern in seen
+            lost.left -= lose
             await loop.sock_sendall(server, chunk)
             if lose:
                 connection.reply_is_lost = True
@@ -194,7 +219,7 @@ class FaultProxy:
 
     async def _pump_replies(self, connection: _Connection, server: socket.socket, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while chunk := await self._receive(server):
+        while chunk := await self._receive(connection, server):
             if connection.reply_is_lost:
                 await self._lose_reply(connection, server)
                 return
@@ -204,18 +229,23 @@ class FaultProxy:
                         await self._delay_changed.wait()
             for said, said_instead in self._edits.items():
                 chunk = chunk.replace(said, said_instead)
-            await self._flowing.wait()
+            await self._may_flow(connection)
             for start in range(0, len(chunk), self._piece_bytes):
                 if start:
                     await asyncio.sleep(0)  # the client reads the piece before
                 await loop.sock_sendall(client, chunk[start : start + self._piece_bytes])
         self._half_close(client)
 
-    async def _receive(self, source: socket.socket) -> bytes:
-        await self._flowing.wait()
+    async def _receive(self, connection: _Connection, source: socket.socket) -> bytes:
+        await self._may_flow(connection)
         chunk = await asyncio.get_running_loop().sock_recv(source, _CHUNK_BYTES)
-        await self._flowing.wait()  # a chunk that came in while frozen has to wait too
+        await self._may_flow(connection)  # a chunk that came in while frozen has to wait too
         return chunk
+
+    async def _may_flow(self, connection: _Connection) -> None:
+        await self._flowing.wait()
+        if held := self._held.get(connection.host):
+            await held.wait()
 
     async def _lose_reply(self, connection: _Connection, server: socket.socket) -> None:
         # These bytes may still answer an earlier request. The server reads in order, so once it has seen the end of

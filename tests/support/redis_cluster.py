@@ -26,17 +26,26 @@ NODE_TIMEOUT_MS = 1000
 _KEYS_PER_STEP = 100
 _MIGRATE_MS = 5000
 _SETTLING_SECONDS = 30.0
-# A node that does not answer a question is as good as away.
-_ANSWER_SECONDS = 2.0
+# A node that does not answer a question is as good as away. Other servers that start hold up a test's event loop.
+_ANSWER_SECONDS = 30.0
 
 
 class ClusterNode:
     """One node. Its server can be killed, frozen and started again with the methods of `server`.
 
     :param options: of the server, as on its command line.
+    :param announced_ports: the ports that it names to others, for clients and for nodes, where proxies listen; 0 or
+        None for its own.
     """
 
-    def __init__(self, directory: Path, options: Sequence[str], password: str | None, kind: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        options: Sequence[str],
+        password: str | None,
+        kind: str,
+        announced_ports: tuple[int, int] | None = None,
+    ) -> None:
         # Reserved as `EmbeddedServer` reserves the port for clients, because the node keeps it while it is down.
         self._bus = socket.socket()
         self._bus.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,6 +53,8 @@ class ClusterNode:
         self.bus_port: int = self._bus.getsockname()[1]
         self.id = ""
         self._password = password
+        self._announced_ports = port, bus_port = announced_ports or (0, 0)
+        options = [*options, "--cluster-announce-port", str(port), "--cluster-announce-bus-port", str(bus_port)]
         self.server: EmbeddedServer = redis_server(
             directory, "--cluster-enabled", "yes", "--cluster-port", str(self.bus_port), *options, kind=kind
         )
@@ -61,6 +72,12 @@ class ClusterNode:
         """`host:port` for clients."""
         return self.server.address
 
+    @property
+    def announced_ports(self) -> tuple[int, int]:
+        """The ports that other nodes and clients of the cluster are told: for clients, and for nodes."""
+        port, bus_port = self._announced_ports
+        return port or self.port, bus_port or self.bus_port
+
     def client(self) -> Redis:
         """A client of this node alone, with all rights; use it in an `async with`."""
         return Redis(
@@ -70,6 +87,7 @@ class ClusterNode:
             protocol=2,
             decode_responses=True,
             socket_timeout=_ANSWER_SECONDS,
+            socket_connect_timeout=_ANSWER_SECONDS,
             retry=Retry(NoBackoff(), 0),
         )
 
@@ -141,7 +159,8 @@ class RedisCluster:
     def url(self) -> str:
         """The URL of BCS for this cluster, with all nodes that were started."""
         login = f":{self.password}@" if self.password else ""
-        return f"redis+cluster://{login}{','.join(node.address for node in self.nodes)}"
+        addresses = [f"{HOST}:{node.announced_ports[0]}" for node in self.nodes]
+        return f"redis+cluster://{login}{','.join(addresses)}"
 
     @property
     def running(self) -> list[ClusterNode]:
@@ -303,9 +322,11 @@ class RedisCluster:
 
         await wait_until(is_ok, timeout_seconds, ignoring=(RedisError, OSError))
 
-    async def _new_node(self) -> ClusterNode:
+    async def _new_node(
+        self, options: Sequence[str] = (), announced_ports: tuple[int, int] | None = None
+    ) -> ClusterNode:
         directory = self._directory / f"node-{len(self.nodes)}"
-        node = ClusterNode(directory, self._options, self.password, self._kind)
+        node = ClusterNode(directory, [*self._options, *options], self.password, self._kind, announced_ports)
         self.nodes.append(node)
         node.server.start()
         node.id = await node.ask("CLUSTER", "MYID")
@@ -313,7 +334,7 @@ class RedisCluster:
 
     async def _join(self, known: ClusterNode, new: Sequence[ClusterNode]) -> None:
         for node in new:
-            await known.ask("CLUSTER", "MEET", HOST, node.port, node.bus_port)
+            await known.ask("CLUSTER", "MEET", HOST, *node.announced_ports)
         everybody = {node.id for node in self.running}
 
         async def know_each_other() -> bool:

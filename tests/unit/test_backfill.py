@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import pytest
 
@@ -75,3 +76,31 @@ async def test_without_the_number_of_waiting_entries_a_copy_of_another_redis_is_
     with pytest.raises(StoreUnavailable, match="may have lost them") as refusal:
         await backfill.complete("batch", delta_of([outcome("a")]), "another/making", "redis")
     assert refusal.value.store == "redis"
+
+
+@pytest.mark.parametrize(
+    ("waited_seconds", "read_before_seconds", "refused"),
+    [(0.0, 0.0, False), (5.0, 0.0, True), (5.0, 4.0, True), (5.0, 6.0, False)],
+)
+async def test_a_copy_of_another_redis_is_no_answer_while_facts_wait_that_are_older_than_this_one(
+    waited_seconds: float, read_before_seconds: float, refused: bool
+) -> None:
+    now = 100.0
+
+    async def oldest_seconds(batch_id: str) -> float:
+        return waited_seconds if batch_id == "batch" else 0.0
+
+    async def one_waits(_batch_id: str) -> int:
+        return 1
+
+    backfill = ArchiveBackfill(
+        FakeArchive([outcome("a", "b")]), one_waits, oldest_seconds=oldest_seconds, clock=lambda: now
+    )
+    copy = delta_of([outcome("a"), EssaysRegistered(("a", "b"), 2, 1)])
+    await backfill.complete("another batch", copy.copy(), "another/making", "redis")
+    now += read_before_seconds
+    with pytest.raises(StoreUnavailable, match="that this Redis may lack") if refused else nullcontext():
+        await backfill.complete("batch", copy, "another/making", "redis")
+    # Without a stamp, or with one of this Redis, the copy was not lost in a failover.
+    for stamp in (None, "redis/another archive"):
+        await backfill.complete("batch", copy, stamp, "redis")

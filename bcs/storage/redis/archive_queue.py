@@ -100,6 +100,18 @@ class ArchiveQueue(StreamSet[HistoryEntry]):
                     await self._layouts.register()
         return waiting
 
+    async def oldest_seconds(self, batch_id: str) -> float:
+        """How long the oldest entry that may be about a batch has waited; 0 if none waits.
+
+        :raises StoreUnavailable: no answer.
+        """
+        # To count them makes the layouts of other processes known.
+        if not await self.waiting(batch_id):
+            return 0.0
+        key = batch_id.encode()
+        streams = self._streams_for(key, self._numbered_stream(self._layouts.number(key)))
+        return max([await stream.oldest_seconds() for stream in streams])
+
     def _streams_for(self, key: bytes, own: RedisQueue[HistoryEntry]) -> list[RedisQueue[HistoryEntry]]:
         """The streams in which entries with a key may wait."""
         numbered = [self._numbered_stream(number_in(layout, key)) for layout in self._layouts.layouts]

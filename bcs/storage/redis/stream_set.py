@@ -29,6 +29,9 @@ _RETRY_SECONDS = 5.0
 
 _Change = Callable[[RedisQueue[T], Sequence[Leased[T]]], Awaitable[None]]
 
+# Streams that one call leases from, however few entries they have.
+_STREAMS_AT_A_TIME = 4
+
 # What may fail with a stream while other calls succeed. Only a success of the same kind ends such a failure.
 _COUNT, _LEASE, _TAKE_OVER, _CHANGE, _MEASURE = "count", "lease", "take over", "change", "measure"
 # Failures that are no reason to lease nothing.
@@ -60,11 +63,14 @@ class StreamSet(ABC, Generic[T]):
 
     :param limit: how many entries all streams hold at most. This is checked against the last known lengths, so that
         appending costs one round trip; replicas that append at the same time may exceed the limit.
+    :param few: a stream with fewer entries can wait for a later call of `lease`, if others have entries. To lease and
+        to ack takes a command for each stream. That is no gain where the next step costs more, so it is 0 by default.
     """
 
-    def __init__(self, layouts: StreamLayouts, *, limit: int) -> None:
+    def __init__(self, layouts: StreamLayouts, *, limit: int, few: int = 0) -> None:
         self._layouts = layouts
         self._limit = limit
+        self._few = few
         self._lengths = KnownLengths()
         # Streams of releases before, which are drained, and to which nothing is added.
         self._former: Sequence[RedisQueue[T]] = ()
@@ -146,12 +152,33 @@ class StreamSet(ABC, Generic[T]):
     async def lease(self, limit: int) -> list[Leased[T]]:
         """Lease entries that no replica has leased yet, of each stream the oldest first.
 
-        All streams with entries get a share, and what one does not need is for the others. Where the reply to the last
-        call was lost, the entries of that call come first.
+        All streams with entries get a share, and what one does not need is for the others. Where streams have few
+        entries, some have their turn in the next calls. Where the reply to the last call was lost, the entries of that
+        call come first.
 
         :param limit: how many entries at most; fewer where they are large.
         """
-        streams = (await self._with_entries())[:limit]
+        streams = await self._with_entries()
+        most = self._most_streams(streams, limit)
+        leased: list[Leased[T]] = []
+        while streams and not leased:
+            in_turn, others = streams[:most], streams[most:]
+            leased = await self._lease_from(in_turn, limit)
+            if others:
+                self._turn = self._streams().index(in_turn[-1])  # the next call begins behind it
+            streams = [stream for stream in others if not self._is_blocked(stream)]
+        if not leased:
+            self._ensure_usable()
+        return leased
+
+    def _most_streams(self, streams: Sequence[RedisQueue[T]], limit: int) -> int:
+        """How many streams to lease from at a time."""
+        if not self._few:
+            return limit
+        waiting = sum(stream.length or 0 for stream in streams)
+        return min(limit, max(_STREAMS_AT_A_TIME, waiting // self._few))
+
+    async def _lease_from(self, streams: Sequence[RedisQueue[T]], limit: int) -> list[Leased[T]]:
         shares = _shares(streams, limit)
         leased: list[Leased[T]] = []
 
@@ -166,8 +193,6 @@ class StreamSet(ABC, Generic[T]):
         in_doubt = [stream for stream in streams if stream.in_doubt]
         await self._ask(_LEASE, [stream for stream in streams if stream not in in_doubt], alone, together)
         await self._ask(_LEASE, in_doubt, alone)
-        if not leased:
-            self._ensure_usable()
         return leased
 
     async def resume(self, limit: int) -> list[Leased[T]]:
@@ -349,7 +374,7 @@ class StreamSet(ABC, Generic[T]):
         failed: list[RedisQueue[T]] = []
 
         async def ask(node: Node, group: Sequence[RedisQueue[T]]) -> None:
-            if together is not None and len(group) > 1:
+            if together is not None:
                 try:
                     await together(node, group)
                 except ResponseError:
