@@ -11,9 +11,12 @@ import anyio.lowlevel
 import anyio.to_thread
 import structlog
 
+from bcs.actors.archive.client import ArchiveClient
 from bcs.actors.messages import DeliveryToken
 from bcs.actors.runtime import Runtime
-from bcs.domain.history import Position
+from bcs.domain.dead_lettered import entry_about, entry_id_of
+from bcs.domain.history import FactsRecorded, Position
+from bcs.domain.times import microseconds
 from bcs.errors import DeadLetterReason, UndecodableMessage
 from bcs.storage.ports import OutboxWriter
 from bcs.wire import topics
@@ -62,20 +65,26 @@ class EncodedDeadLetter:
 
     :param topic: the topic of the original message.
     :param event: the event that failed; None for a skip order and for a request, which have their own log lines.
+    :param entry: for the history of the batch; None where the batch is unknown.
     """
 
     message: OutboundMessage
     topic: str
     reason: str
     event: FailedEvent | None = None
+    entry: FactsRecorded | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetters:
-    """Makes dead letters and stores them."""
+    """Makes dead letters and stores them.
+
+    :param archive_client: None without an archive.
+    """
 
     outbox: OutboxWriter
     runtime: Runtime
+    archive_client: ArchiveClient | None = None
 
     async def encode(self, failed: FailedEvent, at: datetime | None = None) -> EncodedDeadLetter:
         """The dead letter of an event. A large event does not block the event loop.
@@ -89,16 +98,27 @@ class DeadLetters:
             digest = await anyio.to_thread.run_sync(_sha256, original.value)
         else:
             await anyio.lowlevel.checkpoint()  # other tasks run between two dead letters
+        failed_at = at or self.runtime.now()
         message = dead_letter(
             original,
             failed.reason,
             failed.detail,
-            at or self.runtime.now(),
+            failed_at,
             failed.batch_id,
             limit_bytes=self.runtime.settings.kafka_max_message_bytes,
             value_sha256=digest,
         )
-        return EncodedDeadLetter(message=message, topic=original.topic, reason=failed.reason, event=failed)
+        position = Position(original.topic, original.partition, original.offset)
+        at_us = microseconds(failed_at)
+        entry = entry_about(
+            failed.batch_id,
+            at_us,
+            entry_id=entry_id_of(position, at_us),
+            correlation_id=failed.token.correlation_id,
+            reason=f"{failed.reason}: {failed.error_message}",
+            position=position,
+        )
+        return EncodedDeadLetter(message=message, topic=original.topic, reason=failed.reason, event=failed, entry=entry)
 
     @staticmethod
     def encode_unread(
@@ -109,9 +129,12 @@ class DeadLetters:
         return EncodedDeadLetter(message=message, topic=at.topic, reason=reason)
 
     @staticmethod
-    def of_request(message: OutboundMessage) -> EncodedDeadLetter:
-        """The dead letter of a request to resolve a pipeline."""
-        return EncodedDeadLetter(message=message, topic=topics.RESOLUTION, reason=RESOLUTION_FAILED)
+    def of_request(message: OutboundMessage, entry: FactsRecorded | None = None) -> EncodedDeadLetter:
+        """The dead letter of a request to resolve a pipeline.
+
+        :param entry: for the history of the batch.
+        """
+        return EncodedDeadLetter(message=message, topic=topics.RESOLUTION, reason=RESOLUTION_FAILED, entry=entry)
 
     async def store(self, dead_letters: Sequence[EncodedDeadLetter]) -> None:
         """Store dead letters in the outbox; then count and log them.
@@ -123,6 +146,9 @@ class DeadLetters:
         await self.outbox.append([each.message for each in dead_letters])
         for each in dead_letters:
             self.runtime.telemetry.dead_letters.labels(each.topic, each.reason).inc()
+            if each.entry and self.archive_client:
+                # The dead letter is durable, so its entry may wait in memory.
+                self.archive_client.write_soon(each.entry)
             if each.event:
                 self._count_and_log(each.event)
 

@@ -21,6 +21,7 @@ from bcs.observability.telemetry import CIRCUIT_STATES
 from bcs.observability.waits import WAITING_ACTORS
 from bcs.storage.archive import Archive
 from bcs.storage.ports import StateStore
+from bcs.storage.redis.batch_index import RedisBatchIndex
 from bcs.supervision import ActorContext, Snapshot
 
 _FIRST_PROBE_SECONDS = 0.2
@@ -94,6 +95,7 @@ class MetricsActor:
     :param archive: None if there is no archive.
     :param redis: the status that this actor updates.
     :param kafka: updates the status of Kafka.
+    :param index: the index that this actor writes at intervals; None where there is none in Redis.
     """
 
     runtime: Runtime
@@ -102,6 +104,7 @@ class MetricsActor:
     archive: Archive | None
     redis: RedisStatus
     kafka: KafkaWatch
+    index: RedisBatchIndex | None = None
 
     async def run(self, context: ActorContext[Any]) -> None:
         """Sample until a stop is requested."""
@@ -117,8 +120,13 @@ class MetricsActor:
             group.start_soon(self.kafka.run)
             group.start_soon(self._sample_backlog)
             group.start_soon(self._measure_loop_lag)
+            if self.index:
+                group.start_soon(self.index.run)
             await context.wait_stopping()
             group.cancel_scope.cancel()
+        # All that wrote batches has stopped before.
+        if self.index:
+            await self.index.flush()
 
     async def _sample_backlog(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bcs.cli.output import plain
+from bcs.domain.dead_lettered import DEAD_LETTERED
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved
 from bcs.domain.times import format_timestamp
@@ -24,19 +25,24 @@ def history_page(batch_id: str, page: HistoryPage) -> RenderableType:
     shown = f": {count} {'entry' if count == 1 else 'entries'}, newest first" if count else ": no such entry"
     parts: list[RenderableType] = [Text.assemble("Batch ", plain(batch_id, "bold"), shown)]
     for archived in page.entries:
-        parts += [Text(), *_printed_lines(archived)]
+        parts += [Text(), *printed_lines(archived)]
     if page.continues_before is not None:
         parts += [Text(), Text(f"There are older entries: --before {page.continues_before}")]
     return Group(*parts)
 
 
-def _printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
+def printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
+    """One entry, with its time and source."""
     entry = archived.entry
     if isinstance(entry, PipelineResolved):
         origin = f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"
         lines = [_answer(entry), origin]
         if entry.definitions:
             lines.append(f"pipeline definitions {entry.definitions}")
+    elif entry.event_type == DEAD_LETTERED:
+        at = entry.position
+        message = f"the message {at.topic}/{at.partition}/{at.offset}" if at else f"the request of {entry.asked_by}"
+        lines = [f"{message} became a dead letter: {entry.reason}"]
     else:
         lines = [*_sentences(entry.facts), *_origin(entry)]
     if entry.correlation_id:

@@ -1,4 +1,4 @@
-"""`bcs batches`: the state of a batch, the essays that block its phases, and its history."""
+"""`bcs batches`: finding batches, the state of a batch, the essays that block its phases, and its history."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from bcs.cli.archive_reading import read_history
+from bcs.cli.archive_reading import read_history, search_history
 from bcs.cli.batch_history import history_page
 from bcs.cli.batch_invalidating import invalidate
+from bcs.cli.batches_list import list_batches
+from bcs.cli.history_filters import EntryType, history_filter
 from bcs.cli.known import read_known
 from bcs.cli.options import PANEL, AsJson, BatchId, command_group
 from bcs.cli.output import plain, present, print_json, table
+from bcs.cli.times import Since, Until
 from bcs.config.loading import load_settings
 from bcs.config.pipelines import pipelines_of
 from bcs.domain.pipelines import PLATFORM_PHASES
@@ -32,13 +35,16 @@ from bcs.http.documents import (
     phases_to_show,
     state_document,
 )
+from bcs.http.found_history import matches_document
 from bcs.http.parameters import HIGHEST_NUMBER, MOST_ENTRIES, USUAL_ENTRIES
 from bcs.ops.wording import counted, printable
+from bcs.storage.postgres.history_reader import HistoryPage
 
 _LISTED = 20
 
 app = command_group("batches")
 app.command("invalidate")(invalidate)
+app.command("list")(list_batches)
 
 
 class UnknownBatch(BcsError):
@@ -51,7 +57,7 @@ class UnknownBatch(BcsError):
 
 @app.callback(rich_help_panel=PANEL)
 def batches() -> None:
-    """Show the state and the history of batches, and take completions back."""
+    """Find batches, show their state and their history, and take completions back."""
 
 
 @app.command()
@@ -137,6 +143,15 @@ def history(
             show_default=False,
         ),
     ] = None,
+    since: Since = None,
+    until: Until = None,
+    correlation_id: Annotated[
+        str | None,
+        typer.Option(
+            "--correlation-id", metavar="ID", help="Only entries with this correlation id.", show_default=False
+        ),
+    ] = None,
+    entry_type: EntryType = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the facts that arrived about a batch, and the answers about it, newest first.
@@ -145,6 +160,16 @@ def history(
     essays, their number is shown. With --json each essay is listed, with the time of each fact.
     """
     below = None if before is None else min(before, HIGHEST_NUMBER)
+    wanted = history_filter(since=since, until=until, correlation_id=correlation_id, entry_type=entry_type)
+    if not wanted.empty:
+        found = search_history(load_settings(), batch_id, wanted, before=below, limit=limit)
+        if found is None:
+            raise UnknownBatch(batch_id)
+        if as_json:
+            print_json(matches_document(batch_id, found, found.continues_before))
+        else:
+            present(history_page(batch_id, HistoryPage(tuple(found.entries), found.continues_before)))
+        return
     page = read_history(load_settings(), batch_id, before=below, limit=limit)
     if page is None:
         raise UnknownBatch(batch_id)

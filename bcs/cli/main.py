@@ -38,7 +38,20 @@ _THREADS_SECONDS = 2.0
 _UVLOOP_THREADS = "64"
 # The commands whose services stop in order.
 _SERVICES = ("serve", "dev")
-_OPERATORS = ("batches", "resolve", "explain", "plan", "pipelines", "actors", "intake", "dlq", "events", "db", "doctor")
+_OPERATORS = (
+    "batches",
+    "history",
+    "resolve",
+    "explain",
+    "plan",
+    "pipelines",
+    "actors",
+    "intake",
+    "dlq",
+    "events",
+    "db",
+    "doctor",
+)
 
 
 class _Commands(TyperGroup):

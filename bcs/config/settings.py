@@ -365,6 +365,11 @@ class Settings(CommandSettings):
         1.0, description="the time between probes of Redis; liveness and readiness use the result of the last one"
     )
     redis_commit_attempts: Count = Field(5, description="the number of attempts to commit facts, or to store a summary")
+    batch_index_max_batches: Count = Field(
+        500_000,
+        description="the maximum number of batches that `GET /internal/v1/batches` finds in Redis, where there is no "
+        "archive; those that changed first are left out",
+    )
     outbox_max_messages: Count = Field(1_000_000, description="the maximum number of messages that wait for Kafka")
     outbox_streams: Annotated[int, Field(ge=1, le=256)] = Field(
         16,

@@ -123,7 +123,7 @@ def weight(entry: HistoryEntry) -> int:
         else:
             facts += facts_in(fact)
             characters += _characters_in(fact)
-    return facts + characters // _CHARACTERS_OF_A_FACT
+    return max(1, facts + characters // _CHARACTERS_OF_A_FACT)
 
 
 def facts_in(fact: Fact) -> int:

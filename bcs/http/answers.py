@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NotRequired, TypeVar
 from pydantic import ConfigDict, Field, WithJsonSchema, with_config
 
 from bcs.config.settings import Environment
+from bcs.domain.finding import Condition
 from bcs.domain.law import CompleteWhen
 from bcs.domain.progress import Standing
 from bcs.domain.resolution import Reason
@@ -225,6 +226,51 @@ class Batch(TypedDict):
 
 
 @described
+class FoundPhase(TypedDict):
+    """How far a phase is, without its essays."""
+
+    phase: str
+    complete: bool
+    completed: Count
+    failed: Count
+    failed_before: Count
+    """Essays without a mark for this phase that failed in a phase that it requires."""
+    left_out: Count
+    """Other essays without a mark for this phase that had joined before the newest outcome."""
+    blocked_by_failures: bool
+
+
+@described
+class FoundBatch(TypedDict):
+    """A batch that was found, and how it stands."""
+
+    batch_id: str
+    changed_at: Timestamp
+    """When its last facts came."""
+    registered: bool
+    essays_known: Count
+    essays_expected: Count | None
+    states: Sequence[Condition]
+    """All that hold."""
+    phases: Sequence[FoundPhase]
+    """Those that count, or else all with facts."""
+
+
+@described
+class Batches(TypedDict):
+    """A page of batches, the last changed first."""
+
+    batches: Sequence[FoundBatch]
+    unreadable: Sequence[str]
+    """Batches whose stored facts can't be read; a person has to look."""
+    scanned: Count
+    """How many batches this page looked at."""
+    source: Source
+    next: str | None
+    """The path and query of the next page. A page may be empty and not the last."""
+
+
+@described
 class EssayPhaseEnded(TypedDict):
     """A phase ended for one essay."""
 
@@ -310,7 +356,7 @@ class FactsEntry(TypedDict):
     """The caller of a phase report or of an invalidation."""
     facts: Sequence[Fact]
     reason: NotRequired[str]
-    """Of an invalidation."""
+    """Of an invalidation, and of a dead letter (`DeadLettered`, without facts)."""
 
 
 @described
@@ -365,6 +411,28 @@ class History(TypedDict):
 
     batch_id: str
     entries: Sequence[Entry]
+    next: str | None
+    """The path and query of the page with older entries."""
+    scanned: NotRequired[Count]
+    """How many entries were looked at; only where not all are wanted. Such a page may be empty and not the last."""
+
+
+@described
+class FoundEntry(TypedDict):
+    """An entry of the history of a batch."""
+
+    batch_id: str
+    entry: Entry
+
+
+@described
+class FoundHistory(TypedDict):
+    """A page of entries of all batches with a correlation id, newest first."""
+
+    correlation_id: str
+    entries: Sequence[FoundEntry]
+    scanned: Count
+    """How many entries were looked at. A page may be empty and not the last."""
     next: str | None
     """The path and query of the page with older entries."""
 

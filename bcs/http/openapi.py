@@ -24,10 +24,13 @@ from bcs.http.guard import CORRELATION_HEADER
 from bcs.http.identity import Scope
 from bcs.http.parameters import (
     BATCHES,
+    HISTORY,
     PIPELINES,
+    BatchesQuery,
     DefineQuery,
     EssaysQuery,
     ExplainQuery,
+    FoundHistoryQuery,
     GraphQuery,
     HistoryQuery,
 )
@@ -251,6 +254,17 @@ _CALLS = (
     ),
     _Call(
         method="get",
+        path=BATCHES,
+        name="findBatches",
+        summary="Find batches by their state and their last change, the last changed first",
+        answers={HTTPStatus.OK: answers.Batches},
+        problems=("invalid-request", "unknown-pipeline", "unavailable"),
+        scope=Scope.READ,
+        query=BatchesQuery,
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
         path=f"{BATCHES}/{{id}}",
         name="showBatch",
         summary="Show what is known of a batch, and which essays hold its phases back",
@@ -300,6 +314,17 @@ _CALLS = (
         path_parameters=_BATCH_ID | _PIPELINE,
         headers=_CORRELATION,
         leads_to={"showBatch": _OF_PATH, "showHistory": _OF_PATH},
+    ),
+    _Call(
+        method="get",
+        path=HISTORY,
+        name="findHistory",
+        summary="Find the entries of all batches' histories with a correlation id, newest first",
+        answers={HTTPStatus.OK: answers.FoundHistory},
+        problems=("invalid-request", "no-archive", "unavailable"),
+        scope=Scope.READ,
+        query=FoundHistoryQuery,
+        headers=_CORRELATION,
     ),
     _Call(
         method="get",
@@ -537,7 +562,7 @@ def _parameters(call: _Call) -> Iterator[dict[str, Any]]:
         [given] = [one for one in schema.pop("anyOf", [schema]) if one.get("type") != "null"]
         if schema.get("default", ...) is None:
             del schema["default"]
-        yield _parameter("query", name, schema | given, required=False)
+        yield _parameter("query", name, schema | given, required=name in query.get("required", ()))
     for name, description in call.headers.items():
         yield _parameter("header", name, {"type": "string", "description": description}, required=False)
 

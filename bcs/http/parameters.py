@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Literal
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes, urlencode
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BeforeValidator, Field, TypeAdapter, ValidationError
 
+from bcs.domain.finding import Condition
+from bcs.domain.history_filter import HistoryFilter
+from bcs.domain.times import microseconds
 from bcs.http.requests import Body, BodyT, InvalidField, InvalidParameters, named_fields
-from bcs.wire.events import Identifier
+from bcs.wire.events import MOST_ID_CHARACTERS, Identifier
 
 BATCHES = "/internal/v1/batches"
+HISTORY = "/internal/v1/history"
 PIPELINES = "/internal/v1/pipelines"
 MOST_ENTRIES = 500
 USUAL_ENTRIES = 50
 MOST_ESSAYS = 5000
 USUAL_ESSAYS = 500
+MOST_BATCHES = 500
+USUAL_BATCHES = 50
+MOST_SECONDS = 10 * 366 * 86_400
+USUAL_STALE_SECONDS = 3600
 HIGHEST_NUMBER = 2**63 - 1
+
+_is_rfc3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", re.IGNORECASE).match
+
+
+def _as_rfc3339(value: object) -> object:
+    # pydantic itself would take numbers, too.
+    if isinstance(value, str) and not _is_rfc3339(value):
+        raise ValueError("must be a time like 2026-01-31T08:00:00Z")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_as_rfc3339)]
 
 _identifier: TypeAdapter[str] = TypeAdapter(Identifier)
 
@@ -31,6 +52,57 @@ class HistoryQuery(Body):
 
     limit: Annotated[int, Field(ge=1, le=MOST_ENTRIES)] = USUAL_ENTRIES
     before: Annotated[int, Field(ge=1, le=HIGHEST_NUMBER)] | None = None
+    since: Annotated[Time | None, Field(description="Recorded then or later.")] = None
+    until: Annotated[Time | None, Field(description="Recorded then or earlier.")] = None
+    correlation_id: Annotated[str | None, Field(min_length=1, max_length=MOST_ID_CHARACTERS)] = None
+    type: Annotated[
+        str | None,
+        Field(min_length=1, description="`facts`, `resolution`, or an event type such as `PhaseReported`."),
+    ] = None
+
+    @property
+    def filter(self) -> HistoryFilter:
+        """What the entries must be like."""
+        return HistoryFilter(
+            since_us=None if self.since is None else microseconds(self.since),
+            until_us=None if self.until is None else microseconds(self.until),
+            correlation_id=self.correlation_id,
+            entry_type=self.type,
+        )
+
+
+class FoundHistoryQuery(HistoryQuery):
+    """The page of the history of all batches that the caller requests."""
+
+    correlation_id: Annotated[str, Field(min_length=1, max_length=MOST_ID_CHARACTERS)]
+
+
+class BatchesQuery(Body):
+    """The batches that the caller wants to find."""
+
+    limit: Annotated[int, Field(ge=1, le=MOST_BATCHES)] = USUAL_BATCHES
+    state: Annotated[
+        Condition | None,
+        Field(description="Only batches in this state; `phase` and `pipeline` say which phases count for it."),
+    ] = None
+    phase: Annotated[
+        str | None,
+        Field(min_length=1, description="Only this phase counts. Without `state`: has facts about it."),
+    ] = None
+    pipeline: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="The phases of this pipeline count. Without `state`: has facts about one.",
+        ),
+    ] = None
+    since: Annotated[Time | None, Field(description="The last change was then or later.")] = None
+    until: Annotated[Time | None, Field(description="The last change was then or earlier.")] = None
+    stale_seconds: Annotated[
+        int,
+        Field(ge=1, le=MOST_SECONDS, description="An incomplete batch is stale after so long without a change."),
+    ] = USUAL_STALE_SECONDS
+    cursor: Annotated[str | None, Field(min_length=1, description="From the `next` of the page before.")] = None
 
 
 class EssaysQuery(Body):
@@ -124,9 +196,19 @@ def parse_segment(segment: bytes, name: str) -> str:
         raise InvalidParameters(named_fields(error, name)) from None
 
 
-def history_path(batch_id: str, limit: int, before: int) -> str:
-    """The path and query of a page of a batch's history."""
-    return f"{_batch_path(batch_id)}/history?limit={limit}&before={before}"
+def history_path(batch_id: str, query: HistoryQuery, before: int) -> str:
+    """The path and query of the next page of a batch's history."""
+    return f"{_batch_path(batch_id)}/history?{_next_entries(query, before)}"
+
+
+def found_history_path(query: FoundHistoryQuery, before: int) -> str:
+    """The path and query of the next page of the history of all batches."""
+    return f"{HISTORY}?{_next_entries(query, before)}"
+
+
+def _next_entries(query: HistoryQuery, before: int) -> str:
+    wanted = query.model_dump(mode="json", exclude_none=True, exclude={"limit", "before"})
+    return urlencode({"limit": query.limit, "before": before, **wanted})
 
 
 def essays_path(batch_id: str, limit: int, after: str) -> str:
@@ -147,6 +229,12 @@ def explained_essays_path(batch_id: str, pipeline: str, limit: int, after: str) 
 def invalidate_path(batch_id: str) -> str:
     """The path for taking completions of a batch back."""
     return f"{_batch_path(batch_id)}/invalidate"
+
+
+def batches_path(query: BatchesQuery, cursor: str) -> str:
+    """The path and query of the page of batches that begins at a cursor."""
+    given = query.model_dump(mode="json", exclude_unset=True) | {"cursor": cursor}
+    return f"{BATCHES}?{urlencode(given)}"
 
 
 def _batch_path(batch_id: str) -> str:

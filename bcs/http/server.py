@@ -26,13 +26,14 @@ from bcs.http.descriptors import most_connections
 from bcs.http.guard import Handler, RequestGuard, not_found, unexpected
 from bcs.http.identity import Scope
 from bcs.http.openapi import OPENAPI
-from bcs.http.parameters import BATCHES, PIPELINES
+from bcs.http.parameters import BATCHES, HISTORY, PIPELINES
 from bcs.http.reloaded import Reloaded, keep_fresh
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import describe
 from bcs.http.routes.explanations import ExplanationHandlers
+from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
@@ -113,6 +114,7 @@ class HttpServer:
     batches: BatchHandlers
     explanations: ExplanationHandlers
     invalidation: InvalidationHandlers
+    finding: FindingHandlers
     health: HealthHandlers
     actors: ActorHandlers
     rates: TokenBuckets | None
@@ -265,6 +267,8 @@ class HttpServer:
             add("GET", PIPELINES, self.definitions.show, scope=Scope.READ)
             add("GET", f"{PIPELINES}/{{name:[^/]+}}/graph", self.definitions.graph, scope=Scope.READ)
             add("POST", f"{PIPELINES}/reload", self.definitions.reload, scope=Scope.OPERATE)
+            add("GET", BATCHES, self.finding.find, scope=Scope.READ)
+            add("GET", HISTORY, self.finding.find_history, scope=Scope.READ)
             # The pattern is needed: "{id}" alone does not match braces.
             add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)
             add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)

@@ -39,6 +39,7 @@ from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
+from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
@@ -51,6 +52,7 @@ from bcs.observability.tree_observer import TreeObserver, count_restarts_from_ze
 from bcs.observability.waits import Waits
 from bcs.runtime.archive import FIRST_PROBES, ArchiveParts, archive_parts
 from bcs.storage.factory import open_persistence
+from bcs.storage.ports import POSTGRESQL
 from bcs.supervision import (
     Backoff,
     ChildSpec,
@@ -66,6 +68,7 @@ from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader, SnapshotReader
 from bcs.usecases.explain_pipeline import PipelineExplainer
+from bcs.usecases.find_batches import BatchFinder, archived_summaries
 from bcs.usecases.invalidate_phases import PhaseInvalidator
 from bcs.usecases.new_batches import NewBatches
 from bcs.usecases.plan_pipelines import PipelinePlanner
@@ -124,7 +127,6 @@ class Service:
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._outbox_writer = WakingOutbox(self.outbox, self._wake_publisher)
-        self._dead_letters = DeadLetters(outbox=self._outbox_writer, runtime=self._runtime)
         self._intake_mailbox: Mailbox[MessagesAcked] = Mailbox("intake", inf)
         self._max_in_flight = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
@@ -132,6 +134,9 @@ class Service:
         self._stop: anyio.Event | None = None
         self._archive_parts = self._with_archive()
         self._archive_client = self._archive_parts.archive_client if self._archive_parts else None
+        self._dead_letters = DeadLetters(
+            outbox=self._outbox_writer, runtime=self._runtime, archive_client=self._archive_client
+        )
         self.batches = self._batches()
         self.root = self._root()
         count_restarts_from_zero(self.telemetry, self.root.snapshot())
@@ -216,6 +221,7 @@ class Service:
             archive=archive,
             redis=redis,
             kafka=KafkaWatch(runtime=self._runtime, status=self.kafka),
+            index=self.persistence.written_index,
         )
         in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
         page = MetricsPage(
@@ -333,6 +339,13 @@ class Service:
                 page_bytes=settings.http_page_bytes,
             ),
             invalidation=InvalidationHandlers(invalidator, self.definitions),
+            finding=FindingHandlers(
+                definitions=self.definitions,
+                finder=self._finder,
+                archive=archive.postgres if archive else None,
+                reading=reading,
+                now=self._runtime.now,
+            ),
             health=health,
             actors=actors,
             rates=self._rates(),
@@ -368,6 +381,17 @@ class Service:
             backoff=self._backoff(),
             observer=TreeObserver(self.telemetry, self._gave_up),
             kill_grace_seconds=self._kill_grace(),
+        )
+
+    def _finder(self, law: CompletionLaw) -> BatchFinder:
+        settings, archive, store = self.settings, self.persistence.archive, self.store
+        return BatchFinder(
+            index=self.persistence.index,
+            source=POSTGRESQL if archive else self.persistence.store_name,
+            summary=archived_summaries(archive.postgres, law) if archive else partial(store.summary, law=law),
+            law=law,
+            seconds=settings.request_deadline_seconds / 4,
+            page_bytes=settings.http_page_bytes,
         )
 
     def _open_probe_listener(self) -> socket.socket | None:

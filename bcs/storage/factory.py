@@ -14,12 +14,14 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary
 from bcs.storage.archive import Archive
 from bcs.storage.backfill import ArchiveBackfill
+from bcs.storage.batch_index import BatchIndex
 from bcs.storage.committing import CommitPolicy
-from bcs.storage.memory import MemoryOutbox, MemoryStateStore
+from bcs.storage.memory import MemoryBatchIndex, MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import MEMORY, REDIS, Outbox, SnapshotSource, StateStore
 from bcs.storage.postgres.opening import open_archive
 from bcs.storage.read_only import ReadOnlyStore, read_only_backfill
 from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, ArchiveQueue
+from bcs.storage.redis.batch_index import RedisBatchIndex
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.cluster import ClusterNodes
 from bcs.storage.redis.gateway import RedisGateway
@@ -38,7 +40,9 @@ class Persistence:
     :param nodes: the connections to Redis; None where the state is in memory.
     :param archive: None without an archive.
     :param snapshots: reads the same batches, and writes nothing.
+    :param index: finds batches, in the archive if there is one.
     :param skips: operators' orders to skip messages; None where the state is in memory.
+    :param written_index: the index that has to be written at intervals; None where there is none in Redis.
     """
 
     store_name: str
@@ -46,8 +50,10 @@ class Persistence:
     store: StateStore
     outbox: Outbox
     snapshots: SnapshotSource
+    index: BatchIndex
     archive: Archive | None = None
     skips: RedisSkips | None = None
+    written_index: RedisBatchIndex | None = None
 
     def circuit(self) -> str:
         """The state of the circuit breaker before the store."""
@@ -74,11 +80,13 @@ def open_persistence(
     :raises PostgresClientMissing: a database is set, and the packages for PostgreSQL are not installed.
     """
     if settings.use_mock_repository:
+        memory_index = MemoryBatchIndex(settings.redis_ttl_seconds, _now_us)
         memory = MemoryStateStore(
             law=law,
             ttl_seconds=settings.redis_ttl_seconds,
             clock=monotonic,
             max_essays=settings.max_essays_per_batch,
+            changed=memory_index.note,
         )
         return Persistence(
             store_name=MEMORY,
@@ -86,6 +94,7 @@ def open_persistence(
             store=memory,
             outbox=MemoryOutbox(settings.outbox_max_messages, monotonic, settings.announce_once_seconds),
             snapshots=memory,
+            index=memory_index,
         )
     nodes = redis_nodes(settings)
     # Different from any other process, including earlier ones of this replica, whose leases expire by time.
@@ -97,6 +106,7 @@ def open_persistence(
         now_ms=lambda: time_ns() // 1_000_000,
     )
     archive = _archive(settings, layouts, consumer)
+    index = redis_index(settings, nodes)
     backfill = None
     if archive:
         backlog = archive.backlog
@@ -110,6 +120,7 @@ def open_persistence(
         backfill=backfill,
         max_essays=settings.max_essays_per_batch,
         summary_made=summary_made,
+        changed=index.note if archive is None else lambda _: None,
     )
     outbox = RedisOutbox(
         layouts,
@@ -130,9 +141,30 @@ def open_persistence(
         store=store,
         outbox=outbox,
         snapshots=snapshots,
+        index=archive.postgres.batches if archive else index,
         archive=archive,
         skips=skips,
+        written_index=index if archive is None else None,
     )
+
+
+def redis_index(settings: Settings, nodes: Nodes, *, read_only: bool = False) -> RedisBatchIndex:
+    """The index of the batches in Redis, which is written where there is no archive.
+
+    :param read_only: see `RedisBatchIndex`.
+    """
+    return RedisBatchIndex(
+        nodes,
+        key_prefix=settings.redis_key_prefix,
+        ttl_seconds=settings.redis_ttl_seconds,
+        max_batches=settings.batch_index_max_batches,
+        now_us=_now_us,
+        read_only=read_only,
+    )
+
+
+def _now_us() -> int:
+    return time_ns() // 1000
 
 
 def redis_nodes(

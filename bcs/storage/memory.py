@@ -14,6 +14,7 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
 from bcs.errors import OutboxFull, StoreUnavailable
+from bcs.storage.batch_index import IndexedBatch, Place, Scan
 from bcs.storage.ports import Committed, Leased, LeasedMessage, Waiting
 from bcs.storage.roster import Roster
 from bcs.wire.published import OutboundMessage
@@ -33,6 +34,7 @@ class MemoryStateStore:
     :param ttl_seconds: how long a batch is kept after its last write.
     :param clock: returns monotonic seconds.
     :param max_essays: how many essays a batch may have; None for no limit.
+    :param changed: gets the id of each batch that was written.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class MemoryStateStore:
         ttl_seconds: float,
         clock: Callable[[], float],
         max_essays: int | None = None,
+        changed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._roster = Roster(max_essays)
+        self._changed = changed
         self._law = law
         self._ttl_seconds = ttl_seconds
         self._clock = clock
@@ -57,6 +61,7 @@ class MemoryStateStore:
         self._roster.ensure_room_among(state.first_seen_us, delta.first_seen_us)
         changed = state.merge(delta)
         self._put(batch_id, (before.version if before else 0) + (not changed.empty), state)
+        self._changed(batch_id)
         return Committed()
 
     async def store_summary(self, batch_id: str, summary: BatchSummary, law: CompletionLaw | None = None) -> Committed:
@@ -121,6 +126,43 @@ class MemoryStateStore:
         # All batches have the same time to live, so they are in the order in which they expire.
         while next(iter(self._batches.values())).expires_at <= now:
             self._batches.popitem(last=False)
+
+
+class MemoryBatchIndex:
+    """A `BatchIndex` of the batches in memory.
+
+    :param ttl_seconds: how long a batch is kept after its last write.
+    :param now_us: the wall-clock time in microseconds since 1970 UTC.
+    """
+
+    def __init__(self, ttl_seconds: int, now_us: Callable[[], int]) -> None:
+        self._ttl_us = ttl_seconds * 1_000_000
+        self._now_us = now_us
+        self._changed: OrderedDict[str, int] = OrderedDict()
+
+    def note(self, batch_id: str) -> None:
+        """Note that a batch has changed."""
+        now_us = self._now_us()
+        self._changed[batch_id] = now_us
+        self._changed.move_to_end(batch_id)
+        while next(iter(self._changed.values())) < now_us - self._ttl_us:
+            self._changed.popitem(last=False)
+
+    async def before(self, place: Place | None, *, lowest_us: int, limit: int) -> Scan:
+        """See `BatchIndex.before`."""
+        places = [each for each in self._places() if place is None or each < place]
+        return self._scan([each for each in reversed(places) if each.at_us >= lowest_us], limit)
+
+    async def after(self, place: Place, *, limit: int) -> Scan:
+        """See `BatchIndex.after`."""
+        return self._scan([each for each in self._places() if each > place], limit)
+
+    def _places(self) -> list[Place]:
+        return sorted(Place(at_us, batch_id) for batch_id, at_us in self._changed.items())
+
+    def _scan(self, places: Sequence[Place], limit: int) -> Scan:
+        batches = [IndexedBatch(place, place.at_us) for place in places[:limit]]
+        return Scan(batches, len(places) <= limit, self._now_us())
 
 
 class MemoryOutbox:

@@ -10,6 +10,7 @@ import structlog
 
 from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.runtime import Runtime
+from bcs.domain.dead_lettered import entry_about
 from bcs.domain.history import PhaseDecided, PipelineResolved
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import BatchSummary
@@ -33,7 +34,7 @@ from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
 from bcs.usecases.explain_pipeline import Explanation, PipelineExplainer
 from bcs.usecases.new_batches import NewBatches
-from bcs.wire.dead_letters.encode import earlier_failures, failed_resolution
+from bcs.wire.dead_letters.encode import RESOLUTION_FAILED, earlier_failures, failed_resolution
 from bcs.wire.published import Headers, phases_skipped
 from bcs.wire.tracing import Trace
 
@@ -144,8 +145,16 @@ class PipelineResolver:
             earlier_failures(original.failures),
             used_fields=original.used_fields(),
         )
+        entry = entry_about(
+            command.batch_id,
+            microseconds(self.runtime.now()),
+            entry_id=self.runtime.new_id(),
+            correlation_id=command.correlation_id,
+            reason=f"{RESOLUTION_FAILED}: {error}",
+            asked_by=command.caller,
+        )
         try:
-            await self.dead_letters.store([self.dead_letters.of_request(message)])
+            await self.dead_letters.store([self.dead_letters.of_request(message, entry)])
         except StoreError as problem:
             log.exception("dead_letter_lost", correlation_id=command.correlation_id, error=str(problem))
             return False

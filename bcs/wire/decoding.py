@@ -60,6 +60,18 @@ class DecodedEvent:
     at_us: int = 0
 
 
+EVENT_TYPES: Mapping[str, str] = {
+    model.__name__: topic
+    for model, topic in (
+        (SpellcheckPhaseCompletedV1, topics.SPELLCHECK_COMPLETED),
+        (CJAssessmentCompletedV1, topics.CJ_COMPLETED),
+        (ELSBatchPhaseOutcomeV1, topics.PHASE_OUTCOME),
+        (BatchEssaysRegistered, topics.ESSAYS_REGISTERED),
+    )
+}
+"""The event types that come from Kafka, each with its topic."""
+
+
 class EventDecoder:
     """Decodes the messages of the consumed topics.
 

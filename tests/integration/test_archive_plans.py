@@ -71,6 +71,8 @@ def statements_and_arguments(*batches: str) -> Iterator[tuple[str, tuple[Any, ..
     for before in (LONG_AGO, FAR_AHEAD):
         yield statements.DELETE_EXPIRED_HISTORY, (before, 1000)
         yield statements.DELETE_EXPIRED_BATCHES, (before.date(), 1000)
+    yield statements.CHANGED_BEFORE, (FAR_AHEAD, "", LONG_AGO, 100)
+    yield statements.CHANGED_AFTER, (LONG_AGO, "", 100)
     yield statements.TAKE_ANNOUNCEMENTS, (100,)
     yield statements.DELETE_ANNOUNCEMENTS, ([1, 2, 3],)
     yield statements.COUNT_ANNOUNCEMENTS, (100,)

@@ -34,6 +34,8 @@ class Ledger:
 
     def note(self, commands: Sequence[Command]) -> None:
         named = [str(command[0]) for command in commands if any(self._names(part) for part in command)]
+        # The index is written for many batches together, and once in ten seconds for each.
+        named = [name for name in named if name != "ZADD"]
         if named:
             self.trips.append(named)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from bcs.http.misspelt import Fields
-from bcs.http.parameters import EssaysQuery, HistoryQuery
+from bcs.http.parameters import BatchesQuery, EssaysQuery, FoundHistoryQuery, HistoryQuery
 from bcs.http.requests import Body, CompletePhase, DefinePipeline
 from bcs.wire.events import (
     BatchEssaysRegistered,
@@ -22,8 +22,10 @@ from tests.surface.facts import said_lines_of
 DOCUMENTS: Mapping[str, type[BaseModel]] = {
     "body of pipelines/define": DefinePipeline,
     "body of phases/complete": CompletePhase,
+    "query of batches": BatchesQuery,
     "query of batches/{id}": EssaysQuery,
     "query of batches/{id}/history": HistoryQuery,
+    "query of history": FoundHistoryQuery,
     "envelope of events": Envelope[EventData],
     "data of essays.registered": BatchEssaysRegistered,
     "data of spellcheck.phase.completed": SpellcheckPhaseCompletedV1,

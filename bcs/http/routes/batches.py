@@ -11,6 +11,7 @@ from aiohttp import web
 
 from bcs.domain.progress import Evaluation
 from bcs.http.documents import BatchPage, encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
+from bcs.http.found_history import encoding_matches
 from bcs.http.guard import BATCH_ID
 from bcs.http.parameters import (
     EssaysQuery,
@@ -23,7 +24,7 @@ from bcs.http.parameters import (
 from bcs.http.problems import Problem, unknown_batch
 from bcs.http.replies import reply_encoded
 from bcs.storage.pace import paced
-from bcs.storage.postgres.history_reader import HistoryReader, read_page
+from bcs.storage.postgres.history_reader import SearchedHistory, read_page, search_page
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.batch_reader import BatchReader
 
@@ -41,7 +42,7 @@ class BatchHandlers:
 
     definitions: ActiveDefinitions
     reader: BatchReader
-    archive: HistoryReader | None
+    archive: SearchedHistory | None
     reading: anyio.Semaphore
     page_bytes: int
 
@@ -75,15 +76,22 @@ class BatchHandlers:
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
         if self.archive is None:
-            raise Problem(HTTPStatus.NOT_FOUND, "no-archive", "there is no archive: BCS_DATABASE_URL is not set")
+            raise no_archive()
         batch_id = batch_id_of(request)
         query = parse_query(HistoryQuery, request.query.items())
         async with self.reading:
+            if not query.filter.empty:
+                found = await search_page(self.archive, batch_id, query.filter, before=query.before, limit=query.limit)
+                if found is None:
+                    raise unknown_batch()
+                older = found.continues_before
+                following = None if older is None else history_path(batch_id, query, older)
+                return reply_encoded(await paced(encoding_matches(batch_id, found, following)))
             page = await read_page(self.archive, batch_id, before=query.before, limit=query.limit)
             if page is None:
                 raise unknown_batch()
             older = page.continues_before
-            following = None if older is None else history_path(batch_id, query.limit, older)
+            following = None if older is None else history_path(batch_id, query, older)
             return reply_encoded(await paced(encoding_history(batch_id, page.entries, following)))
 
 
@@ -97,3 +105,8 @@ def batch_id_of(request: web.Request) -> str:
     segment = request.rel_url.raw_path.split("/")[_ID_SEGMENT]
     request[BATCH_ID] = batch_id = parse_batch_id(segment.encode(errors="surrogateescape"))
     return batch_id
+
+
+def no_archive() -> Problem:
+    """404: no history is kept."""
+    return Problem(HTTPStatus.NOT_FOUND, "no-archive", "there is no archive: BCS_DATABASE_URL is not set")

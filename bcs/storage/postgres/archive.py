@@ -15,7 +15,9 @@ from bcs.errors import StoreCorrupted, StoreRefused
 from bcs.storage.pace import paced
 from bcs.storage.ports import Waiting
 from bcs.storage.postgres import sql as statements
+from bcs.storage.postgres.batch_finder import ArchivedBatches
 from bcs.storage.postgres.gateway import ArchiveGateway
+from bcs.storage.postgres.history_search import HistorySearch
 from bcs.storage.postgres.pace import extra_seconds
 from bcs.storage.postgres.rows import archived_entries, merge_arguments, state_of, to_text
 from bcs.wire.published import OutboundMessage, announced_ms
@@ -41,6 +43,16 @@ class PostgresArchive:
     def __init__(self, gateway: ArchiveGateway, *, page_bytes: int) -> None:
         self._gateway = gateway
         self._page_bytes = page_bytes
+
+    @property
+    def search(self) -> HistorySearch:
+        """Finds entries of the history."""
+        return HistorySearch(self._gateway, self._page_bytes)
+
+    @property
+    def batches(self) -> ArchivedBatches:
+        """All batches, by their last change."""
+        return ArchivedBatches(self._gateway)
 
     @property
     def reachable(self) -> bool:

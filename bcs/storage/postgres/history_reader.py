@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from bcs.domain.history import ArchivedEntry
+from bcs.domain.history_filter import HistoryFilter
 from bcs.domain.state import BatchState
 
 
@@ -30,6 +32,52 @@ class HistoryReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class FoundEntries:
+    """A page of entries, newest first. Each entry names its batch.
+
+    :param scanned: how many entries were looked at.
+    :param continues_before: `before` for the next page; None after the last one. A page may be empty and not the last.
+    """
+
+    entries: Sequence[ArchivedEntry]
+    scanned: int
+    continues_before: int | None
+
+
+class HistorySearcher(Protocol):
+    """Finds entries of the history, page by page."""
+
+    async def in_batch(
+        self, batch_id: str, wanted: HistoryFilter, *, before: int | None = None, limit: int
+    ) -> FoundEntries:
+        """A page of a batch's history, only entries that pass a filter.
+
+        :param before: only entries with lower numbers.
+        :param limit: how many entries at most; fewer where they are large.
+        :raises StoreUnavailable: no answer.
+        """
+        ...
+
+    async def everywhere(
+        self, correlation_id: str, wanted: HistoryFilter, *, before: int | None = None, limit: int
+    ) -> FoundEntries:
+        """A page of entries of all batches with a correlation id; see `in_batch`.
+
+        :param wanted: its correlation id is not used.
+        """
+        ...
+
+
+class SearchedHistory(HistoryReader, Protocol):
+    """The methods of `PostgresArchive` that read a batch, and search."""
+
+    @property
+    def search(self) -> HistorySearcher:
+        """Finds entries of the history."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryPage:
     """A page of consecutive entries, newest first.
 
@@ -38,6 +86,21 @@ class HistoryPage:
 
     entries: tuple[ArchivedEntry, ...]
     continues_before: int | None
+
+
+async def search_page(
+    archive: SearchedHistory, batch_id: str, wanted: HistoryFilter, *, before: int | None, limit: int
+) -> FoundEntries | None:
+    """A page of the entries of a batch that pass a filter; None when the archive does not have the batch at all.
+
+    :param before: only entries with lower numbers.
+    :param limit: how many entries at most.
+    :raises StoreUnavailable: no answer.
+    """
+    found = await archive.search.in_batch(batch_id, wanted, before=before, limit=limit)
+    if not found.scanned and not await _is_known(archive, batch_id, before):
+        return None
+    return found
 
 
 async def read_page(archive: HistoryReader, batch_id: str, *, before: int | None, limit: int) -> HistoryPage | None:

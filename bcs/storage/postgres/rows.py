@@ -9,6 +9,7 @@ from typing import Any
 
 from anyio.lowlevel import checkpoint
 
+from bcs.domain.dead_lettered import DEAD_LETTERED
 from bcs.domain.facts import Outcome
 from bcs.domain.history import ArchivedEntry, FactsRecorded, HistoryEntry, PipelineResolved, Position
 from bcs.domain.slices import Sliced
@@ -17,6 +18,8 @@ from bcs.domain.times import EPOCH, datetime_of
 from bcs.storage.history_codec import decode_detail, encode_detail
 
 FACTS, RESOLUTION = "facts", "resolution"
+DEAD_LETTER = "dead_letter"
+"""Such an entry has the form of one with facts, and none."""
 
 _ESSAYS_WITHOUT_A_PAUSE = 5000
 
@@ -87,6 +90,7 @@ def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryE
         *_columns(reports, 4),
         *_columns(invalidations, 4),
         *_columns(history, 10),
+        [not deltas[batch_id].empty for batch_id in batch_ids],
     )
 
 
@@ -166,7 +170,8 @@ def _history_row(number: int, entry: HistoryEntry) -> tuple[Any, ...]:
     detail = encode_detail(entry)
     if isinstance(entry, PipelineResolved):
         return number, entry.entry_id, at, RESOLUTION, to_text(entry.correlation_id), None, None, None, None, detail
-    return (number, entry.entry_id, at, FACTS, *_origin(entry), detail)
+    kind = DEAD_LETTER if entry.event_type == DEAD_LETTERED else FACTS
+    return (number, entry.entry_id, at, kind, *_origin(entry), detail)
 
 
 def _origin(entry: FactsRecorded) -> tuple[Any, ...]:

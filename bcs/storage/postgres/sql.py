@@ -7,13 +7,17 @@
 # so two replicas can't deadlock, and no other session can delete the rows of a batch in between.
 MERGE = """
 WITH named AS (
-    SELECT * FROM unnest($1::text[], $2::numeric[], $3::bigint[]) WITH ORDINALITY
-        AS named (batch_id, expected_count, expected_at_us, n)
+    SELECT * FROM unnest($1::text[], $2::numeric[], $3::bigint[], $37::boolean[]) WITH ORDINALITY
+        AS named (batch_id, expected_count, expected_at_us, changes, n)
 ), batch AS (
-    INSERT INTO batches AS known (batch_id, expected_count, expected_at_us, touched_on)
-    SELECT batch_id, expected_count, expected_at_us, current_date FROM named ORDER BY batch_id COLLATE "C"
+    INSERT INTO batches AS known (batch_id, expected_count, expected_at_us, touched_on, changed_at, listed_at)
+    SELECT batch_id, expected_count, expected_at_us, current_date,
+        CASE WHEN changes THEN now() END, CASE WHEN changes THEN date_bin('10 s', now(), timestamptz 'epoch') END
+    FROM named ORDER BY batch_id COLLATE "C"
     ON CONFLICT (batch_id) DO UPDATE SET
         touched_on = excluded.touched_on,
+        changed_at = coalesce(excluded.changed_at, known.changed_at),
+        listed_at = coalesce(excluded.listed_at, known.listed_at),
         (expected_count, expected_at_us) = (
             SELECT CASE WHEN newer THEN excluded.expected_count ELSE known.expected_count END,
                    CASE WHEN newer THEN excluded.expected_at_us ELSE known.expected_at_us END
@@ -136,6 +140,79 @@ SELECT number, entry_id, recorded_at, kind, correlation_id, event_id,
     source_topic, source_partition, source_offset, detail
 FROM page WHERE place = 1 OR (place > 1 AND bytes <= $4) ORDER BY place
 """
+
+# The event type of what came over HTTP is in the detail, which is small then. No other detail is read.
+_WANTED = """
+    ($4::timestamptz IS NULL OR recorded_at >= $4) AND ($5::timestamptz IS NULL OR recorded_at <= $5)
+    AND ($6::text IS NULL OR kind = $6) AND ($7::text IS NULL OR source_topic IS NOT DISTINCT FROM $7)
+    AND CASE WHEN $8::text IS NULL THEN true WHEN source_topic IS NOT NULL OR kind <> 'facts' THEN false
+        ELSE detail ->> 'event_type' = $8 END
+"""
+
+_FOUND = """
+SELECT array_agg(batch_key ORDER BY number DESC) FILTER (WHERE wanted) AS keys,
+    array_agg(number ORDER BY number DESC) FILTER (WHERE wanted) AS numbers,
+    min(number) AS lowest, count(*) AS scanned
+FROM scanned
+"""
+
+MATCHING = f"""
+WITH scanned AS (
+    SELECT batch_key, number, {_WANTED} AND ($9::text IS NULL OR correlation_id IS NOT DISTINCT FROM $9) AS wanted
+    FROM history
+    WHERE batch_key = (SELECT batch_key FROM batches WHERE batch_id = $1) AND number < $2
+    ORDER BY number DESC LIMIT $3
+)
+{_FOUND}
+"""  # noqa: S608 (constants)
+
+CORRELATED = f"""
+WITH scanned AS (
+    SELECT batch_key, number, correlation_id = $1 AND {_WANTED} AS wanted
+    FROM history
+    WHERE left(correlation_id, 100) COLLATE "C" = left($1, 100) COLLATE "C" AND number < $2
+    ORDER BY number DESC LIMIT $3
+)
+{_FOUND}
+"""  # noqa: S608 (constants)
+
+# One by one, as for `PAGE`.
+ENTRIES = """
+WITH RECURSIVE page AS (
+    SELECT 0 AS place, 0::bigint AS bytes, NULL::text COLLATE "C" AS batch_id, NULL::bigint AS number,
+        NULL::uuid AS entry_id, NULL::timestamptz AS recorded_at, NULL::text AS kind, NULL::text AS correlation_id,
+        NULL::text AS event_id, NULL::text AS source_topic, NULL::integer AS source_partition,
+        NULL::bigint AS source_offset, NULL::text AS detail
+    UNION ALL
+    SELECT place + 1, page.bytes + octet_length(next.detail) + coalesce(octet_length(next.correlation_id), 0)
+            + coalesce(octet_length(next.event_id), 0) + coalesce(octet_length(next.source_topic), 0), next.*
+    FROM page CROSS JOIN LATERAL (
+        SELECT batch_id, history.number, entry_id, recorded_at, kind, correlation_id, event_id,
+            source_topic, source_partition, source_offset, detail::text
+        FROM history JOIN batches USING (batch_key)
+        WHERE batch_key = ($1::bigint[])[page.place + 1] AND history.number = ($2::bigint[])[page.place + 1]
+    ) AS next
+    WHERE place < cardinality($1::bigint[]) AND page.bytes <= $3
+)
+SELECT batch_id, number, entry_id, recorded_at, kind, correlation_id, event_id,
+    source_topic, source_partition, source_offset, detail
+FROM page WHERE place = 1 OR (place > 1 AND bytes <= $3) ORDER BY place
+"""
+
+# As the index has it. Of a batch that only the release before has written, the day is known.
+_LISTED = "coalesce(listed_at, touched_on::timestamp AT TIME ZONE 'UTC')"
+
+CHANGED_BEFORE = f"""
+SELECT batch_id, {_LISTED} AS listed_at, coalesce(changed_at, {_LISTED}) AS changed_at, now() AS now FROM batches
+WHERE ({_LISTED}, batch_id) < ($1::timestamptz, $2::text) AND {_LISTED} >= $3::timestamptz
+ORDER BY {_LISTED} DESC, batch_id DESC LIMIT $4
+"""  # noqa: S608 (a constant)
+
+CHANGED_AFTER = f"""
+SELECT batch_id, {_LISTED} AS listed_at, coalesce(changed_at, {_LISTED}) AS changed_at, now() AS now FROM batches
+WHERE ({_LISTED}, batch_id) > ($1::timestamptz, $2::text)
+ORDER BY {_LISTED}, batch_id LIMIT $3
+"""  # noqa: S608 (a constant)
 
 INSERT_ANNOUNCEMENTS = "INSERT INTO announcements (kind, topic, key, value) VALUES ($1, $2, $3, $4)"
 

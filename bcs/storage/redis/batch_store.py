@@ -74,6 +74,7 @@ class RedisStateStore:
     :param backfill: reads the archive; None without an archive.
     :param max_essays: how many essays a batch may have; None for no limit.
     :param summary_made: gets a batch's id, each summary that `store_summary` should store later, and its law.
+    :param changed: gets the id of each batch that was written.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class RedisStateStore:
         backfill: ArchiveBackfill | None = None,
         max_essays: int | None = None,
         summary_made: Callable[[str, BatchSummary, CompletionLaw], None] = lambda *_: None,
+        changed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._roster = Roster(max_essays)
         # With an archive, the limit is checked before the archive gets the facts. Redis must take what the archive has.
@@ -99,6 +101,7 @@ class RedisStateStore:
         self._policy = policy or CommitPolicy()
         self._backfill = backfill
         self._summary_made = summary_made
+        self._changed = changed
         # For each server the cause, and when.
         self._refusals: dict[str, tuple[str, float]] = {}
         self._scripts_refused_until = 0.0
@@ -117,6 +120,7 @@ class RedisStateStore:
             raise
         if self._refusals:
             self._refusals.pop(self._nodes.at(keys.facts).address, None)
+        self._changed(batch_id)
         return committed
 
     async def _commit(self, batch_id: str, keys: BatchKeys, delta: BatchState) -> Committed:

@@ -80,4 +80,10 @@ def _writing(keys: BatchKeys, stream: str) -> list[Command]:
         ("XAUTOCLAIM", stream, "group", "consumer", 0, "0-0", "COUNT", 1),
         ("XACK", stream, "group", "0-1"),
         ("XDEL", stream, "0-1"),
+        ("ZADD", f"{stream}:changed", 0, "batch"),
+        ("ZRANGE", f"{stream}:changed", 0, 0),
+        ("ZCARD", f"{stream}:changed"),
+        ("ZREM", f"{stream}:changed", "batch"),
+        ("ZREMRANGEBYSCORE", f"{stream}:changed", 0, 0),
+        ("ZREMRANGEBYRANK", f"{stream}:changed", 0, 0),
     ]

@@ -1,0 +1,31 @@
+"""The options that say which entries of the history are wanted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bcs.domain.history_filter import HistoryFilter
+from bcs.http.parameters import HistoryQuery, parse_query
+
+EntryType = Annotated[
+    str | None,
+    typer.Option(
+        "--type",
+        metavar="TYPE",
+        help="Only entries of this type: facts, resolution, or an event type such as PhaseReported.",
+        show_default=False,
+    ),
+]
+
+
+def history_filter(
+    *, since: str | None, until: str | None, correlation_id: str | None, entry_type: str | None
+) -> HistoryFilter:
+    """The filter that these options describe.
+
+    :raises InvalidParameters: one of them is invalid.
+    """
+    given = {"since": since, "until": until, "correlation_id": correlation_id, "type": entry_type}
+    return parse_query(HistoryQuery, [(name, value) for name, value in given.items() if value is not None]).filter
