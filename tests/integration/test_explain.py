@@ -91,8 +91,9 @@ async def test_the_question_itself_can_be_explained_in_body_or_query(orchestrato
         del document["explanation"]["as_of"]
         assert {name: value for name, value in document.items() if name != "explanation"} == plain
     assert by_body == by_query
-    answer = await orchestrator.request("POST", f"{DEFINE}?explain=maybe", json=body)
-    assert [one["field"] for one in problem(answer, 400, "invalid-request")["errors"]] == ["explain"]
+    for fields in ({}, {"explain": True}):
+        answer = await orchestrator.request("POST", f"{DEFINE}?explain=maybe", json=body | fields)
+        assert [one["field"] for one in problem(answer, 400, "invalid-request")["errors"]] == ["explain"]
 
 
 async def test_all_essays_come_page_by_page(orchestrator: Orchestrator, told: str) -> None:

@@ -145,9 +145,9 @@ class PipelineHandlers:
 
 def _explain(request: web.Request, body: DefinePipeline) -> Explain:
     """How much the caller wants explained; the body counts before the query."""
+    asked = parse_query(DefineQuery, request.query.items()).explain
     if body.explain is not None:
         return body.explain
-    asked = parse_query(DefineQuery, request.query.items()).explain
     return "full" if asked == "full" else asked == "true"
 
 
