@@ -126,7 +126,7 @@ class ArchiveBackfill:
         """
         if self.is_complete(stamp, redis):
             return BatchState(), stamp
-        if stamp is not None and stamp.partition("/")[0] != redis:
+        if self.archive.reachable and stamp is not None and stamp.partition("/")[0] != redis:
             await self._ensure_no_older_fact_waits(batch_id, redis)
         backfilled = await self.backfill(batch_id, known, redis)
         if backfilled is None:
