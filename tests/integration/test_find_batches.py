@@ -166,6 +166,18 @@ async def test_what_is_only_asked_for_is_not_found(
     assert await found(orchestrator, batch) == ["-known"]
 
 
+@pytest.mark.parametrize("service", ["postgresql"], indirect=True)
+async def test_a_question_about_a_batch_is_no_change(
+    service: RunningService, orchestrator: Orchestrator, batch: str
+) -> None:
+    archive = service.service.persistence.archive
+    assert archive is not None
+    await put(service, batch, roster("e1"))
+    before = (await get(orchestrator, limit=1)).json["batches"]
+    await anyio.to_thread.run_sync(service.run, archive.postgres.write, [answered(batch)])
+    assert (await get(orchestrator, limit=1)).json["batches"] == before
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [
