@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 BATCHES = "/internal/v1/batches"
 
 
-@pytest.fixture(scope="module", params=["redis", "postgresql", "memory"])
+@pytest.fixture(scope="module", params=["redis", "postgresql", pytest.param("memory", marks=pytest.mark.release)])
 def service(request: pytest.FixtureRequest, redis_url: str) -> Iterator[RunningService]:
     settings: dict[str, object] = {"redis_url": redis_url, "kafka_bootstrap_servers": "127.0.0.1:1"}
     if request.param == "postgresql":
