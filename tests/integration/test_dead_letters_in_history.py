@@ -78,8 +78,8 @@ def test_a_person_reads_which_message_and_why(capsys: pytest.CaptureFixture[str]
         assert entry is not None
         present(Group(*printed_lines(ArchivedEntry(1, entry))))
     printed = capsys.readouterr().out
-    assert "the message topic/2/15 became a dead letter: too_large: 7 B" in printed
-    assert "the request of bos at 127.0.0.1 became a dead letter: too_large: 7 B" in printed
+    assert "the message topic/2/15 became a dead letter: too_large: 7 bytes" in printed
+    assert "the request of bos at 127.0.0.1 became a dead letter: too_large: 7 bytes" in printed
 
 
 @pytest.mark.parametrize("batch_id", [None, "", "x" * 256, "\ud800"])
