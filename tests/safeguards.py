@@ -1460,6 +1460,25 @@ _CALLERS = (
     ),
 )
 
+_FINDING = (
+    Mutation(
+        "found-again",
+        "A batch that changes while the pages are read is found at their end.",
+        "bcs/usecases/find_batches.py",
+        '                if first or cursor is None or direction == "on" or _ended(criteria, began_us):\n',
+        "                if True:\n",
+        _in("property/test_found_batches", "test_each_batch_that_stays_is_on_a_page"),
+    ),
+    Mutation(
+        "only-asked-for",
+        "To ask about a batch is no change of it.",
+        "bcs/storage/postgres/rows.py",
+        "        [not deltas[batch_id].empty for batch_id in batch_ids],\n",
+        "        [True for batch_id in batch_ids],\n",
+        _in("integration/test_find_batches", "test_a_question_about_a_batch_is_no_change"),
+    ),
+)
+
 MUTATIONS: tuple[Mutation, ...] = (
     *_DOMAIN,
     *_SUPERVISORS,
@@ -1467,6 +1486,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_REDIS,
     *_OUTBOX,
     *_ARCHIVE,
+    *_FINDING,
     *_HTTP,
     *_SECRETS,
     *_CALLERS,

@@ -68,6 +68,9 @@ def statements_and_arguments(*batches: str) -> Iterator[tuple[str, tuple[Any, ..
         yield statements.MERGE, merge_arguments({batch: delta_of(FACTS)}, [entry])
         yield statements.STATE, (batch,)
         yield statements.PAGE, (batch, 2**63 - 1, 50, 1_000_000)
+        yield statements.MATCHING, (batch, 2**63 - 1, 5000, LONG_AGO, None, "facts", None, None, "id")
+    yield statements.CORRELATED, ("id", 2**63 - 1, 5000, None, FAR_AHEAD, None, None, "PhaseReported")
+    yield statements.ENTRIES, ([1, 2], [1, 2], 1_000_000)
     for before in (LONG_AGO, FAR_AHEAD):
         yield statements.DELETE_EXPIRED_HISTORY, (before, 1000)
         yield statements.DELETE_EXPIRED_BATCHES, (before.date(), 1000)

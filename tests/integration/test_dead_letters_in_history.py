@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from redis.asyncio import Redis
+from rich.console import Group
 
+from bcs.cli.batch_history import printed_lines
+from bcs.cli.output import present
+from bcs.domain.dead_lettered import entry_about
+from bcs.domain.history import ArchivedEntry, Position
 from bcs.storage.redis.batch_codec import BatchKeys
-from tests.support.commands import bcs, settings_of
 from tests.support.events import registered, spellchecked
+from tests.support.history_entries import AT_US
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
@@ -60,7 +67,21 @@ async def test_an_event_and_a_request_that_became_dead_letters_are_in_the_histor
     [request] = await wait_until(dead_letters, ignoring=(KeyError,))
     assert str(request["reason"]).startswith("pipeline_resolution_failed: ")
     assert request["source"] is None
-    url = service.service.settings.database_url
-    assert url is not None
-    ran = await bcs("batches", "history", other, **settings_of(service), BCS_DATABASE_URL=url.get_secret_value())
-    assert "became a dead letter: pipeline_resolution_failed" in ran.output
+
+
+def test_a_person_reads_which_message_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    about = partial(
+        entry_about, "batch", AT_US, entry_id=uuid.uuid4(), correlation_id="id", reason="too_large: 7 bytes"
+    )
+    entries = about(position=Position("topic", 2, 15)), about(asked_by="bos at 127.0.0.1")
+    for entry in entries:
+        assert entry is not None
+        present(Group(*printed_lines(ArchivedEntry(1, entry))))
+    printed = capsys.readouterr().out
+    assert "the message topic/2/15 became a dead letter: too_large: 7 bytes" in printed
+    assert "the request of bos at 127.0.0.1 became a dead letter: too_large: 7 bytes" in printed
+
+
+@pytest.mark.parametrize("batch_id", [None, "", "x" * 256, "\ud800"])
+def test_what_is_no_id_of_a_batch_gets_no_entry(batch_id: str | None) -> None:
+    assert entry_about(batch_id, AT_US, entry_id=uuid.uuid4(), correlation_id=None, reason="not_json") is None

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import anyio.to_thread
+import asyncpg
 import pytest
 from yarl import URL
 
@@ -14,7 +15,7 @@ from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.state import delta_of
 from tests.support.commands import bcs, settings_of
 from tests.support.history_entries import AT_US, answered, consumed
-from tests.support.service import Answer, Orchestrator, RunningService, service_in_thread
+from tests.support.service import Answer, Orchestrator, RunningService, running_service, service_in_thread
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.anyio
 BATCHES = "/internal/v1/batches"
 
 
-@pytest.fixture(scope="module", params=["redis", "postgresql", "memory"])
+@pytest.fixture(scope="module", params=["redis", "postgresql", pytest.param("memory", marks=pytest.mark.release)])
 def service(request: pytest.FixtureRequest, redis_url: str) -> Iterator[RunningService]:
     settings: dict[str, object] = {"redis_url": redis_url, "kafka_bootstrap_servers": "127.0.0.1:1"}
     if request.param == "postgresql":
@@ -165,6 +166,18 @@ async def test_what_is_only_asked_for_is_not_found(
     assert await found(orchestrator, batch) == ["-known"]
 
 
+@pytest.mark.parametrize("service", ["postgresql"], indirect=True)
+async def test_a_question_about_a_batch_is_no_change(
+    service: RunningService, orchestrator: Orchestrator, batch: str
+) -> None:
+    archive = service.service.persistence.archive
+    assert archive is not None
+    await put(service, batch, roster("e1"))
+    before = (await get(orchestrator, limit=1)).json["batches"]
+    await anyio.to_thread.run_sync(service.run, archive.postgres.write, [answered(batch)])
+    assert (await get(orchestrator, limit=1)).json["batches"] == before
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [
@@ -218,3 +231,51 @@ async def test_the_command_finds_what_the_service_finds(
     ran = await bcs("batches", "list", "--since", "odd", **settings)
     assert ran.exit_code == 2
     assert "90m" in ran.error
+
+
+@pytest.mark.parametrize("service", ["postgresql"], indirect=True)
+async def test_a_batch_that_only_the_release_before_wrote_is_found_by_its_day(
+    service: RunningService, orchestrator: Orchestrator, batch: str
+) -> None:
+    await put(service, batch, roster("e1"))
+    url = service.service.settings.database_url
+    assert url is not None
+    connection = await asyncpg.connect(url.get_secret_value())
+    try:
+        await connection.execute(
+            "UPDATE batches SET changed_at = NULL, listed_at = NULL, touched_on = '2026-01-02' WHERE batch_id = $1",
+            batch,
+        )
+    finally:
+        await connection.close()
+    day = {"since": "2026-01-01T12:00:00Z", "until": "2026-01-02T12:00:00Z"}
+    [found_batch] = (await get(orchestrator, **day)).json["batches"]
+    assert (found_batch["batch_id"], found_batch["changed_at"]) == (batch, "2026-01-02T00:00:00.000000Z")
+    await put(service, batch, ended("e1"))
+    assert (await get(orchestrator, **day)).json["batches"] == []
+
+
+@pytest.mark.release  # it takes a second until they are stale
+async def test_an_incomplete_batch_without_a_change_is_stale(
+    service: RunningService, orchestrator: Orchestrator, batch: str
+) -> None:
+    await put(service, f"{batch}-done", roster("e1"), ended("e1"))
+    await put(service, f"{batch}-waits", roster("e1", "e2"), ended("e1"))
+
+    async def stale() -> list[str]:
+        return await found(orchestrator, batch, state="stale", stale_seconds=1)
+
+    assert await stale() == []
+    assert await wait_until(stale) == ["-waits"]
+    await put(service, f"{batch}-waits", ended("e1", phase="nlp"))
+    assert await stale() == []
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("away", ["redis_url", "database_url"])
+async def test_nothing_is_found_while_the_store_is_away(redis_url: str, away: str) -> None:
+    nowhere = {"redis_url": "redis://127.0.0.1:1", "database_url": "postgresql://nobody@127.0.0.1:1/nothing"}[away]
+    settings: dict[str, object] = {"redis_url": redis_url, "kafka_bootstrap_servers": "127.0.0.1:1", away: nowhere}
+    async with running_service(**settings) as service, Orchestrator(service.base) as caller:
+        answer = await get(caller)
+        assert (answer.status, answer.json["type"]) == (503, "urn:bcs:problem:unavailable")

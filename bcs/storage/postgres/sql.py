@@ -187,10 +187,12 @@ WITH RECURSIVE page AS (
     SELECT place + 1, page.bytes + octet_length(next.detail) + coalesce(octet_length(next.correlation_id), 0)
             + coalesce(octet_length(next.event_id), 0) + coalesce(octet_length(next.source_topic), 0), next.*
     FROM page CROSS JOIN LATERAL (
-        SELECT batch_id, history.number, entry_id, recorded_at, kind, correlation_id, event_id,
+        SELECT (SELECT batch_id FROM batches WHERE batches.batch_key = history.batch_key),
+            number, entry_id, recorded_at, kind, correlation_id, event_id,
             source_topic, source_partition, source_offset, detail::text
-        FROM history JOIN batches USING (batch_key)
+        FROM history
         WHERE batch_key = ($1::bigint[])[page.place + 1] AND history.number = ($2::bigint[])[page.place + 1]
+        LIMIT 1
     ) AS next
     WHERE place < cardinality($1::bigint[]) AND page.bytes <= $3
 )
