@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bcs.domain.dead_lettered import DEAD_LETTERED
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
 from bcs.errors import TooManyEssays
@@ -80,8 +81,9 @@ async def test_only_the_events_that_exceed_the_limit_become_dead_letters(
     letters = await refusals(platform, batch, 2, topics.CJ_COMPLETED, topics.SPELLCHECK_COMPLETED)
     assert "BCS_MAX_ESSAYS_PER_BATCH" in letters[0]["additional_metadata"]["error_message"]
     assert await essays_of(orchestrator, batch) == ["a", "b", "c", "d"]
-    history = (await orchestrator.get(f"/internal/v1/batches/{batch}/history")).json
-    assert len(history["entries"]) == 6, "the record has no fact of a dead letter"
+    entries = (await orchestrator.get(f"/internal/v1/batches/{batch}/history")).json["entries"]
+    assert len([entry for entry in entries if entry["facts"]]) == 6, "the record has no fact of a dead letter"
+    assert len([entry for entry in entries if entry["event_type"] == DEAD_LETTERED]) == 2
     answer = (await orchestrator.define(batch, "cj_assessment")).json
     assert {one["phase"]: one["completed"] for one in answer["decisions"]} == {"spellcheck": 3, "cj_assessment": 1}
 

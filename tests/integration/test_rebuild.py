@@ -107,11 +107,11 @@ async def known_to_kafka(platform: Platform) -> dict[str, dict[Position, tuple[F
 
 
 async def history(service: RunningService, archive: PostgresArchive, batch_id: str) -> list[FactsRecorded]:
-    """The archive's entries of events, oldest first."""
+    """The archive's entries of events with facts, oldest first."""
 
     async def read() -> list[FactsRecorded]:
         kept = await archive.history(batch_id, limit=1000)
-        return [each.entry for each in reversed(kept) if isinstance(each.entry, FactsRecorded)]
+        return [each.entry for each in reversed(kept) if isinstance(each.entry, FactsRecorded) and each.entry.facts]
 
     return await anyio.to_thread.run_sync(service.run, read)
 
