@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bcs.cli.output import plain
+from bcs.domain.erasure import ErasureRecorded
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved
 from bcs.domain.times import format_timestamp
@@ -35,6 +36,11 @@ def _printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
     if isinstance(entry, PipelineResolved):
         origin = f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"
         lines = [_answer(entry), origin]
+    elif isinstance(entry, ErasureRecorded):
+        lines = [
+            f"erased by {entry.erased_by}: {entry.reason}",
+            f"nothing about the batch is accepted before {format_timestamp(entry.until_us)}",
+        ]
     else:
         lines = [*_sentences(entry.facts), *_origin(entry)]
     if entry.correlation_id:

@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from hashlib import blake2b
 from uuid import UUID
 
+from bcs.domain.erasure import ErasureRecorded
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, PhaseInvalidated, PhaseOutcome
 
 REPORTED = "PhaseReported"
@@ -132,7 +133,7 @@ class ArchivedEntry:
     """
 
     number: int
-    entry: HistoryEntry
+    entry: HistoryEntry | ErasureRecorded
 
 
 def consumed_entry_id(topic: str, partition: int, offset: int, timestamp_ms: int) -> UUID:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NotRequired, TypeVar
 from pydantic import ConfigDict, Field, WithJsonSchema, with_config
 
 from bcs.config.settings import Environment
+from bcs.domain.erasure import What
 from bcs.domain.law import CompleteWhen
 from bcs.domain.progress import Standing
 from bcs.domain.resolution import Reason
@@ -267,6 +268,20 @@ class FactsEntry(TypedDict):
 
 
 @described
+class ErasureEntry(TypedDict):
+    """An operator erased the batch with its history."""
+
+    number: int
+    recorded_at: Timestamp
+    kind: Literal["erasure"]
+    correlation_id: str
+    erased_by: str
+    reason: str
+    refused_until: Timestamp
+    """Nothing about the batch is accepted before this time."""
+
+
+@described
 class RecordedDecision(TypedDict):
     """The decision about one phase, as it was answered."""
 
@@ -295,7 +310,7 @@ class ResolutionEntry(TypedDict):
     source: str
 
 
-Entry = Annotated[FactsEntry | ResolutionEntry, Field(discriminator="kind")]
+Entry = Annotated[FactsEntry | ResolutionEntry | ErasureEntry, Field(discriminator="kind")]
 
 
 @described
@@ -306,6 +321,30 @@ class History(TypedDict):
     entries: Sequence[Entry]
     next: str | None
     """The path and query of the page with older entries."""
+
+
+@described
+class Removed(TypedDict):
+    """A part of the batch that was removed, or for a dry run would be."""
+
+    place: Source
+    what: What
+    count: Count
+
+
+@described
+class BatchErased(TypedDict):
+    """What was erased of a batch, or for a dry run what would be."""
+
+    batch_id: str
+    dry_run: bool
+    """True if nothing was changed."""
+    erased_at: Timestamp
+    refused_until: Timestamp
+    """Events about the batch are dropped, and requests about it refused, until then."""
+    erased_by: str
+    reason: str
+    removed: Sequence[Removed]
 
 
 @described
@@ -449,6 +488,10 @@ class Problem(TypedDict):
     """Of `prompt-required`."""
     scope: NotRequired[str]
     """Of `forbidden`: the scope that the caller does not have."""
+    erased_at: NotRequired[Timestamp]
+    """Of `batch-erased`."""
+    refused_until: NotRequired[Timestamp]
+    """Of `batch-erased`: events about the batch are dropped until then."""
     phase: NotRequired[str]
     """Of `report-outdated`."""
     in_the_way: NotRequired[FactInTheWay]

@@ -21,7 +21,7 @@ from bcs import __version__
 from bcs.http import answers
 from bcs.http.guard import CORRELATION_HEADER
 from bcs.http.identity import Scope
-from bcs.http.parameters import BATCHES, EssaysQuery, HistoryQuery
+from bcs.http.parameters import BATCHES, ErasureQuery, EssaysQuery, HistoryQuery
 from bcs.http.problems import TITLES, Kind
 from bcs.http.requests import Body, CompletePhase, DefinePipeline
 from bcs.wire.events import Identifier
@@ -38,10 +38,11 @@ _SCOPES = {
     Scope.RESOLVE: "ask which phases a batch still needs",
     Scope.REPORT: "report a phase",
     Scope.READ: "read batches, histories and actors",
-    Scope.OPERATE: "kill actors",
+    Scope.OPERATE: "erase batches, kill actors",
 }
 
 STATUSES: Mapping[Kind, HTTPStatus] = {
+    "batch-erased": HTTPStatus.GONE,
     "body-too-late": HTTPStatus.REQUEST_TIMEOUT,
     "chaos-disabled": HTTPStatus.FORBIDDEN,
     "content-too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -144,7 +145,14 @@ _CALLS = (
         name="definePipeline",
         summary="Say which phases of a pipeline a batch still needs",
         answers={HTTPStatus.OK: answers.ResolvedPipeline},
-        problems=("unknown-pipeline", "prompt-required", "too-many-new-batches", "unavailable", *_WITH_BODY),
+        problems=(
+            "unknown-pipeline",
+            "prompt-required",
+            "batch-erased",
+            "too-many-new-batches",
+            "unavailable",
+            *_WITH_BODY,
+        ),
         scope=Scope.RESOLVE,
         body=DefinePipeline,
         example={
@@ -161,7 +169,7 @@ _CALLS = (
         name="completePhase",
         summary="Report a whole phase of a batch",
         answers={HTTPStatus.OK: answers.PhaseRecorded},
-        problems=("report-outdated", "too-many-new-batches", "unavailable", *_WITH_BODY),
+        problems=("report-outdated", "batch-erased", "too-many-new-batches", "unavailable", *_WITH_BODY),
         scope=Scope.REPORT,
         body=CompletePhase,
         example={"batch_id": "batch_12345", "phase_name": "spellcheck", "success": True},
@@ -174,9 +182,22 @@ _CALLS = (
         name="showBatch",
         summary="Show what is known of a batch, and which essays hold its phases back",
         answers={HTTPStatus.OK: answers.Batch},
-        problems=("invalid-request", "unknown-batch", "unavailable"),
+        problems=("invalid-request", "unknown-batch", "batch-erased", "unavailable"),
         scope=Scope.READ,
         query=EssaysQuery,
+        path_parameters=_BATCH_ID,
+        headers=_CORRELATION,
+        leads_to={"showHistory": _OF_PATH},
+    ),
+    _Call(
+        method="delete",
+        path=f"{BATCHES}/{{id}}",
+        name="eraseBatch",
+        summary="Erase a batch from the stores, and drop what arrives about it for a time",
+        answers={HTTPStatus.OK: answers.BatchErased},
+        problems=("invalid-request", "unavailable"),
+        scope=Scope.OPERATE,
+        query=ErasureQuery,
         path_parameters=_BATCH_ID,
         headers=_CORRELATION,
         leads_to={"showHistory": _OF_PATH},
@@ -414,12 +435,13 @@ def _parameters(call: _Call) -> Iterator[dict[str, Any]]:
     for name, schema in (call.path_parameters or {}).items():
         yield _parameter("path", name, schema, required=True)
     query = call.query.model_json_schema(schema_generator=_Untitled) if call.query else {"properties": {}}
+    required = query.get("required", ())
     for name, schema in query["properties"].items():
         # A query has no null; a parameter is left out instead.
         [given] = [one for one in schema.pop("anyOf", [schema]) if one.get("type") != "null"]
         if schema.get("default", ...) is None:
             del schema["default"]
-        yield _parameter("query", name, schema | given, required=False)
+        yield _parameter("query", name, schema | given, required=name in required)
     for name, description in call.headers.items():
         yield _parameter("header", name, {"type": "string", "description": description}, required=False)
 

@@ -17,6 +17,7 @@ USUAL_ENTRIES = 50
 MOST_ESSAYS = 5000
 USUAL_ESSAYS = 500
 HIGHEST_NUMBER = 2**63 - 1
+MOST_REASON_CHARACTERS = 1000
 
 _identifier: TypeAdapter[str] = TypeAdapter(Identifier)
 
@@ -39,6 +40,17 @@ class EssaysQuery(Body):
 
     limit: Annotated[int, Field(ge=1, le=MOST_ESSAYS)] = USUAL_ESSAYS
     after: Annotated[str, Field(min_length=1)] | None = None
+
+
+class ErasureQuery(Body):
+    """How a batch is to be erased.
+
+    :param reason: for the entry that is kept.
+    :param dry_run: True to count only.
+    """
+
+    reason: Annotated[str, Field(min_length=1, max_length=MOST_REASON_CHARACTERS)]
+    dry_run: bool = False
 
 
 def parse_query(model: type[BodyT], query: Iterable[tuple[str, str]]) -> BodyT:
@@ -80,6 +92,11 @@ def history_path(batch_id: str, limit: int, before: int) -> str:
 def essays_path(batch_id: str, limit: int, after: str) -> str:
     """The path and query of the state of a batch, with the essays after a given essay."""
     return f"{_batch_path(batch_id)}?limit={limit}&after={quote(after, safe='')}"
+
+
+def erasure_path(batch_id: str, reason: str, *, dry_run: bool) -> str:
+    """The path and query that erase a batch."""
+    return f"{_batch_path(batch_id)}?reason={quote(reason, safe='')}{'&dry_run=true' if dry_run else ''}"
 
 
 def _batch_path(batch_id: str) -> str:

@@ -31,6 +31,7 @@ from bcs.http.reloaded import Reloaded, keep_fresh
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.description import describe
+from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.tls import ServerTls, TlsTransport
@@ -107,6 +108,7 @@ class HttpServer:
     tls: Reloaded[ServerTls] | None
     pipelines: PipelineHandlers
     batches: BatchHandlers
+    erasures: ErasureHandlers
     health: HealthHandlers
     actors: ActorHandlers
     rates: TokenBuckets | None
@@ -257,6 +259,7 @@ class HttpServer:
             add("POST", "/internal/v1/phases/complete", self.pipelines.complete, scope=Scope.REPORT, reads_body=True)
             # The pattern is needed: "{id}" alone does not match braces.
             add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)
+            add("DELETE", f"{BATCHES}/{{id:[^/]+}}", self.erasures.erase, scope=Scope.OPERATE)
             add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)
             add("GET", "/internal/v1/actors", self.actors.show, scope=Scope.READ)
             add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill, scope=Scope.OPERATE)

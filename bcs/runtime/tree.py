@@ -35,6 +35,7 @@ from bcs.domain.token_buckets import TokenBuckets
 from bcs.http.access import callers_of
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.server import AddressUnavailable, HttpServer, open_listener
@@ -59,6 +60,7 @@ from bcs.supervision import (
 )
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
+from bcs.usecases.erase_batch import BatchEraser
 from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.usecases.new_batches import NewBatches
 from bcs.usecases.report_phase import PhaseReporter
@@ -116,7 +118,9 @@ class Service:
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._outbox_writer = WakingOutbox(self.outbox, self._wake_publisher)
-        self._dead_letters = DeadLetters(outbox=self._outbox_writer, runtime=self._runtime)
+        self._dead_letters = DeadLetters(
+            outbox=self._outbox_writer, runtime=self._runtime, is_erased=self.store.is_erased
+        )
         self._intake_mailbox: Mailbox[MessagesAcked] = Mailbox("intake", inf)
         self._max_in_flight = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
@@ -256,6 +260,9 @@ class Service:
             clocks=clocks,
             new_batches=new_batches,
         )
+        eraser = BatchEraser(
+            runtime=self._runtime, store=self.store, store_name=self.persistence.store_name, archive=archive
+        )
         pipelines = PipelineHandlers(resolver, reporter, self._phases)
         health = HealthHandlers(
             settings=settings,
@@ -291,6 +298,7 @@ class Service:
             tls=self._tls,
             pipelines=pipelines,
             batches=batches,
+            erasures=ErasureHandlers(eraser),
             health=health,
             actors=actors,
             rates=self._rates(),

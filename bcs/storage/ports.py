@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 from bcs.domain.history import HistoryEntry
 from bcs.domain.progress import BatchSummary
 from bcs.domain.state import BatchState
-from bcs.errors import StoreUnavailable
+from bcs.errors import StoreUnavailable, Tombstone
 from bcs.wire.published import OutboundMessage
 
 REDIS, POSTGRESQL, MEMORY = "redis", "postgresql", "memory"
@@ -31,8 +31,22 @@ class Committed:
     fallback: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ErasedCopy:
+    """What was removed from a store.
+
+    :param known: whether the store had facts of the batch.
+    :param essays: how many essays the batch had there.
+    :param summaries: how many stored summaries were removed.
+    """
+
+    known: bool = False
+    essays: int = 0
+    summaries: int = 0
+
+
 class BatchSource(Protocol):
-    """Reads the state of batches."""
+    """Reads the state of batches. Each method raises `BatchErased` for an erased batch."""
 
     async def summary(self, batch_id: str) -> BatchSummary:
         """The progress of a batch, by the law of the source; an unknown batch has an empty summary.
@@ -66,6 +80,30 @@ class StateStore(BatchSource, Protocol):
 
         :raises StoreUnavailable: the delta may be merged or not.
         :raises TooManyEssays: only without an archive. The store must accept every fact that the archive has.
+        :raises BatchErased: the batch was erased; nothing was merged.
+        """
+        ...
+
+    async def is_erased(self, batch_id: str) -> bool:
+        """True if the store has a tombstone of a batch.
+
+        :raises StoreUnavailable: no answer.
+        """
+        ...
+
+    async def erasable(self, batch_id: str) -> ErasedCopy:
+        """What `erase` would remove now; nothing is changed.
+
+        :raises StoreUnavailable: no answer.
+        """
+        ...
+
+    async def erase(self, batch_id: str, tombstone: Tombstone) -> ErasedCopy:
+        """Put a tombstone in the place of a batch: facts are refused from then on, for the time in the tombstone.
+
+        A repetition removes what an interrupted call has left.
+
+        :raises StoreUnavailable: the batch may be erased or not.
         """
         ...
 

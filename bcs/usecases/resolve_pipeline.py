@@ -13,7 +13,15 @@ from bcs.actors.runtime import Runtime
 from bcs.domain.history import PhaseDecided, PipelineResolved
 from bcs.domain.resolution import Resolution, validate_request
 from bcs.domain.times import microseconds
-from bcs.errors import BcsError, PromptRequired, RequestRefused, StoreError, TooManyNewBatches, UnknownPipeline
+from bcs.errors import (
+    BatchErased,
+    BcsError,
+    PromptRequired,
+    RequestRefused,
+    StoreError,
+    TooManyNewBatches,
+    UnknownPipeline,
+)
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
@@ -29,6 +37,7 @@ _REFUSALS: dict[type[BcsError], str] = {
     TooManyNewBatches: "too_many_new_batches",
     UnknownPipeline: "unknown_pipeline",
     PromptRequired: "prompt_required",
+    BatchErased: "batch_erased",
 }
 
 
@@ -83,7 +92,7 @@ class PipelineResolver:
         published, though the caller gets no answer.
 
         :returns: the resolution, and the name of the store that answered.
-        :raises RequestRefused: the pipeline is unknown, or the batch lacks a prompt.
+        :raises RequestRefused: the pipeline is unknown, or the batch lacks a prompt, or was erased.
         :raises TooManyNewBatches: the batch is unknown, and the caller has used up its quota.
         :raises StoreError: no answer, and never a guess.
         """

@@ -49,7 +49,7 @@ class BatchHandlers:
 
     async def show(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}."""
-        batch_id = _batch_id(request)
+        batch_id = batch_id_of(request)
         query = parse_query(EssaysQuery, request.query.items())
         async with self.reading:
             state, version, source = await self.reader.state(batch_id)
@@ -77,7 +77,7 @@ class BatchHandlers:
         """GET /internal/v1/batches/{id}/history."""
         if self.archive is None:
             raise Problem(HTTPStatus.NOT_FOUND, "no-archive", "there is no archive: BCS_DATABASE_URL is not set")
-        batch_id = _batch_id(request)
+        batch_id = batch_id_of(request)
         query = parse_query(HistoryQuery, request.query.items())
         async with self.reading:
             page = await read_page(self.archive, batch_id, before=query.before, limit=query.limit)
@@ -88,7 +88,11 @@ class BatchHandlers:
             return reply_encoded(await paced(encoding_history(batch_id, page.entries, following)))
 
 
-def _batch_id(request: web.Request) -> str:
+def batch_id_of(request: web.Request) -> str:
+    """The batch in the path of a request.
+
+    :raises InvalidParameters: no batch can have this id.
+    """
     # The raw path is needed. In the decoded path, bytes that are not UTF-8 stay percent-encoded, so an id that contains
     # "%FF" as text would look the same.
     segment = request.rel_url.raw_path.split("/")[_ID_SEGMENT]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from redis.exceptions import ResponseError
 
 from bcs.domain.state import BatchState
-from bcs.errors import StoreCorrupted
+from bcs.errors import BatchErased, StoreCorrupted
 from bcs.storage.pace import paced
 from bcs.storage.redis.batch_codec import STAMP_FIELD, BatchKeys, StoredBatch
 from bcs.storage.redis.batch_commands import decoding, decoding_state, reads
@@ -55,19 +55,24 @@ class StoredBatches:
         :param former: False for a batch that is known to have no keys of the former layout.
         :raises StoreUnavailable: no answer.
         :raises StoreCorrupted: BCS did not write these values.
+        :raises BatchErased: the batch has a tombstone.
         """
         keys = self.keys(batch_id)
         commands = reads(keys, former=former)
         with as_corruption(keys):
             node = self._nodes.at(keys.facts)
             replies = await (node.call_multiplexed if shared else node.call)(*commands)
-        return await paced(decoding(keys, replies, replies.peer.identity))
+        stored = await paced(decoding(keys, replies, replies.peer.identity))
+        if stored.erased:
+            raise BatchErased(batch_id, stored.erased, in_redis=True)
+        return stored
 
     async def copy(self, batch_id: str) -> BatchCopy:
         """Read the state of a batch; nothing is written.
 
         :raises StoreUnavailable: no answer.
         :raises StoreCorrupted: BCS did not write these values.
+        :raises BatchErased: the batch has a tombstone.
         """
         stored = await self.read(batch_id)
         state = await paced(decoding_state(self.keys(batch_id), stored))

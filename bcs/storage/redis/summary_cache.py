@@ -36,6 +36,10 @@ class SummaryCache:
         """The summary of a batch; the caller compares server and version with what Redis says now."""
         return self._summaries.get(batch_id)
 
+    def forget(self, batch_id: str) -> None:
+        """Forget the summary of a batch."""
+        self._summaries.pop(batch_id, None)
+
     def put(self, batch_id: str, kept: KeptSummary) -> None:
         """Keep a summary, unless the server has no identity; the batch that was put first makes room."""
         self._summaries.pop(batch_id, None)
