@@ -9,8 +9,10 @@ from uuid import UUID
 
 from bcs.errors import Tombstone
 
-What = Literal["batch", "essays", "summaries", "facts", "history_entries"]
+What = Literal["batch", "essays", "summaries", "facts", "history_entries", "waiting_entries", "waiting_dead_letters"]
 """What a store may have of a batch."""
+LeftOver = Literal["events", "announcements", "dead_letters", "waiting_entries"]
+"""What may be left of a batch."""
 
 
 @dataclass(frozen=True, slots=True)

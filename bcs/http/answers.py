@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NotRequired, TypeVar
 from pydantic import ConfigDict, Field, WithJsonSchema, with_config
 
 from bcs.config.settings import Environment
-from bcs.domain.erasure import What
+from bcs.domain.erasure import LeftOver, What
 from bcs.domain.law import CompleteWhen
 from bcs.domain.progress import Standing
 from bcs.domain.resolution import Reason
@@ -333,6 +333,15 @@ class Removed(TypedDict):
 
 
 @described
+class LeftBehind(TypedDict):
+    """Something that is left, or may be left, of the batch."""
+
+    what: LeftOver
+    why: str
+    """The reason, and what to do about it."""
+
+
+@described
 class BatchErased(TypedDict):
     """What was erased of a batch, or for a dry run what would be."""
 
@@ -345,6 +354,7 @@ class BatchErased(TypedDict):
     erased_by: str
     reason: str
     removed: Sequence[Removed]
+    left: Sequence[LeftBehind]
 
 
 @described

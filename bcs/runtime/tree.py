@@ -261,7 +261,11 @@ class Service:
             new_batches=new_batches,
         )
         eraser = BatchEraser(
-            runtime=self._runtime, store=self.store, store_name=self.persistence.store_name, archive=archive
+            runtime=self._runtime,
+            store=self.store,
+            store_name=self.persistence.store_name,
+            archive=archive,
+            outbox=self.outbox,
         )
         pipelines = PipelineHandlers(resolver, reporter, self._phases)
         health = HealthHandlers(

@@ -14,7 +14,7 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
 from bcs.errors import BatchErased, OutboxFull, StoreUnavailable, Tombstone
-from bcs.storage.ports import Committed, ErasedCopy, Leased, LeasedMessage, Waiting
+from bcs.storage.ports import Committed, ErasedCopy, ErasedEntries, Leased, LeasedMessage, Waiting
 from bcs.storage.roster import Roster
 from bcs.wire.published import OutboundMessage
 
@@ -215,6 +215,15 @@ class MemoryOutbox:
         """See `Outbox.park`."""
         self.parked.append((leased.message, problem))
         await self.ack([leased])
+
+    async def erase(self, batch_id: str, *, dry_run: bool, seconds: float) -> ErasedEntries:
+        """See `Outbox.erase`."""
+        key = batch_id.encode()
+        kept = deque(each for each in self._waiting if each.message.kind != "dead_letter" or each.message.key != key)
+        erased = len(self._waiting) - len(kept)
+        if not dry_run:
+            self._waiting = kept
+        return ErasedEntries(erased)
 
     async def backlog(self) -> int:
         """See `Outbox.backlog`."""

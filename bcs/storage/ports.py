@@ -45,6 +45,18 @@ class ErasedCopy:
     summaries: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ErasedEntries:
+    """What was removed from a queue.
+
+    :param count: how many entries.
+    :param unread: the keys of streams that were not read to their ends.
+    """
+
+    count: int = 0
+    unread: tuple[str, ...] = ()
+
+
 class BatchSource(Protocol):
     """Reads the state of batches. Each method raises `BatchErased` for an erased batch."""
 
@@ -298,6 +310,14 @@ class Outbox(OutboxWriter, Protocol):
 
     async def park(self, leased: LeasedMessage, problem: str) -> None:
         """Set aside an entry that the broker will never accept, so that it blocks nothing and is not lost."""
+        ...
+
+    async def erase(self, batch_id: str, *, dry_run: bool, seconds: float) -> ErasedEntries:
+        """Remove the dead letters of a batch, leased and parked ones included.
+
+        :param dry_run: True to count them only.
+        :param seconds: how long this may take.
+        """
         ...
 
     async def backlog(self) -> int:

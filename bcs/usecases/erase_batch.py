@@ -9,16 +9,27 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bcs.actors.runtime import Runtime
-from bcs.domain.erasure import ErasureRecorded, What
+from bcs.domain.erasure import ErasureRecorded, LeftOver, What
 from bcs.domain.times import microseconds
 from bcs.storage.archive import Archive
-from bcs.storage.ports import POSTGRESQL, ErasedCopy, StateStore
+from bcs.storage.ports import POSTGRESQL, REDIS, ErasedCopy, Outbox, StateStore
 
 if TYPE_CHECKING:
     # This module needs the extra `postgres`.
     from bcs.storage.postgres.archive import ErasedRows
 
 log = structlog.stdlib.get_logger("bcs.erasure", actor="http")
+
+
+# Of the time for a request, for each of three queues: the stores need the rest.
+_QUEUES_SHARE = 1 / 8
+_EVENTS = "the topics of the platform have its events until Kafka removes them; BCS drops them when they are read again"
+_ANNOUNCEMENTS = (
+    "announcements of pruned phases that wait for Kafka are still published, because callers rely on them; they have "
+    "the ids of the batch and of the requests, and nothing of the essays"
+)
+_DEAD_LETTERS = "a request does not read the dead-letter topics: `bcs batches erase` deletes or lists its dead letters"
+_UNREAD = "could not be read to the end, and may have entries about the batch: erase it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +61,17 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """Something that is left, or may be left, of the batch.
+
+    :param why: the reason, and what to do about it.
+    """
+
+    what: LeftOver
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Erased:
     """What was erased of a batch.
 
@@ -58,6 +80,7 @@ class Erased:
 
     erasure: ErasureRecorded
     removed: tuple[Removed, ...]
+    left: tuple[Left, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +96,7 @@ class BatchEraser:
     store: StateStore
     store_name: str
     archive: Archive | None
+    outbox: Outbox
 
     async def erase(self, command: EraseBatch) -> Erased:
         """Erase a batch. When this returns, the erasure is durable in all stores.
@@ -89,8 +113,7 @@ class BatchEraser:
             reason=command.reason,
             until_us=now_us + self.runtime.settings.erased_batches_seconds * 1_000_000,
         )
-        removed = await (self._count(command.batch_id) if command.dry_run else self._erase(erasure))
-        erased = Erased(erasure, tuple(each for each in removed if each.count))
+        erased = await self._erase(erasure, dry_run=command.dry_run)
         if not command.dry_run:
             log.warning(
                 "batch_erased",
@@ -102,18 +125,34 @@ class BatchEraser:
             )
         return erased
 
-    async def _erase(self, erasure: ErasureRecorded) -> list[Removed]:
-        # The archive first: Redis, which may lose its tombstone, gets it from there again.
-        if self.archive:
-            await self.archive.postgres.refuse(erasure)
-        copy = await self.store.erase(erasure.batch_id, erasure.tombstone)
-        rows = await self.archive.postgres.erase(erasure.batch_id) if self.archive else None
-        return [*self._of_copy(copy), *_of_rows(rows)]
-
-    async def _count(self, batch_id: str) -> list[Removed]:
-        copy = await self.store.erasable(batch_id)
-        rows = await self.archive.postgres.erasable(batch_id) if self.archive else None
-        return [*self._of_copy(copy), *_of_rows(rows)]
+    async def _erase(self, erasure: ErasureRecorded, *, dry_run: bool) -> Erased:
+        batch_id = erasure.batch_id
+        postgres = self.archive.postgres if self.archive else None
+        rows: ErasedRows | None = None
+        if dry_run:
+            copy = await self.store.erasable(batch_id)
+        else:
+            # The archive first: Redis, which may lose its tombstone, gets it from there again.
+            if postgres:
+                await postgres.refuse(erasure)
+            copy = await self.store.erase(batch_id, erasure.tombstone)
+        # What waits would be dropped by the archive, or become a dead letter in Kafka.
+        seconds = self.runtime.settings.request_deadline_seconds * _QUEUES_SHARE
+        queues = (self.archive.backlog, self.archive.explanations) if self.archive else ()
+        entries = [await queue.erase(batch_id, dry_run=dry_run, seconds=seconds) for queue in queues]
+        letters = await self.outbox.erase(batch_id, dry_run=dry_run, seconds=seconds)
+        if postgres:
+            rows = await (postgres.erasable(batch_id) if dry_run else postgres.erase(batch_id))
+        removed = (
+            *self._of_copy(copy),
+            *_of_rows(rows),
+            Removed(REDIS, "waiting_entries", sum(each.count for each in entries)),
+            Removed(self.store_name, "waiting_dead_letters", letters.count),
+        )
+        unread = [key for each in (*entries, letters) for key in each.unread]
+        left = [Left("waiting_entries", f"{', '.join(unread)} {_UNREAD}")] if unread else []
+        left += [Left("events", _EVENTS), Left("announcements", _ANNOUNCEMENTS), Left("dead_letters", _DEAD_LETTERS)]
+        return Erased(erasure, tuple(each for each in removed if each.count), tuple(left))
 
     def _of_copy(self, copy: ErasedCopy) -> Iterable[Removed]:
         place = self.store_name

@@ -31,7 +31,7 @@ def problem(answer: Answer, status: int, kind: str) -> Any:
 
 async def until_known(caller: Orchestrator, batch: str, essays: int = 2) -> None:
     async def known() -> bool:
-        return (await caller.define(batch)).json.get("essays_known") == essays
+        return bool((await caller.define(batch)).json.get("essays_known") == essays)
 
     await wait_until(known)
 

@@ -43,5 +43,6 @@ class ErasureHandlers:
             "erased_by": erasure.erased_by,
             "reason": erasure.reason,
             "removed": [{"place": each.place, "what": each.what, "count": each.count} for each in erased.removed],
+            "left": [{"what": each.what, "why": each.why} for each in erased.left],
         }
         return reply_json(answer)
