@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bcs.cli.archive_reading import read_history
+from bcs.cli.batch_erasing import erase
 from bcs.cli.batch_history import history_page
 from bcs.cli.known import read_known
 from bcs.cli.options import PANEL, AsJson, BatchId, command_group
@@ -37,6 +38,7 @@ from bcs.ops.wording import counted, printable
 _LISTED = 20
 
 app = command_group("batches")
+app.command("erase")(erase)
 
 
 class UnknownBatch(BcsError):
@@ -49,7 +51,7 @@ class UnknownBatch(BcsError):
 
 @app.callback(rich_help_panel=PANEL)
 def batches() -> None:
-    """Show the state and the history of batches."""
+    """Show the state and the history of batches, and erase batches."""
 
 
 @app.command()

@@ -79,9 +79,11 @@ def ask(
     *,
     expecting: Collection[str],
     timeout_seconds: float = _TIMEOUT_SECONDS,
+    method: str | None = None,
 ) -> dict[str, Any]:
     """GET a document, or POST a document and return the response.
 
+    :param method: another method.
     :param body: the document to POST; None for a GET.
     :param expecting: the members that every response of BCS has, for any status.
     :raises ServiceUnreachable: the service did not respond.
@@ -89,7 +91,8 @@ def ask(
     :raises NotThisService: the response is not from BCS.
     """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 (options check it)
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 (options check it)
     for name, value in authorization().items():
         request.add_unredirected_header(name, value)  # a redirect must not carry the token elsewhere
     # Without a proxy, because the service is on this machine or network, and a proxy would search for it outside.

@@ -140,16 +140,16 @@ class BatchEraser:
         seconds = self.runtime.settings.request_deadline_seconds * _QUEUES_SHARE
         queues = (self.archive.backlog, self.archive.explanations) if self.archive else ()
         entries = [await queue.erase(batch_id, dry_run=dry_run, seconds=seconds) for queue in queues]
-        letters = await self.outbox.erase(batch_id, dry_run=dry_run, seconds=seconds)
+        dead_letters = await self.outbox.erase(batch_id, dry_run=dry_run, seconds=seconds)
         if postgres:
             rows = await (postgres.erasable(batch_id) if dry_run else postgres.erase(batch_id))
         removed = (
             *self._of_copy(copy),
             *_of_rows(rows),
             Removed(REDIS, "waiting_entries", sum(each.count for each in entries)),
-            Removed(self.store_name, "waiting_dead_letters", letters.count),
+            Removed(self.store_name, "waiting_dead_letters", dead_letters.count),
         )
-        unread = [key for each in (*entries, letters) for key in each.unread]
+        unread = [key for each in (*entries, dead_letters) for key in each.unread]
         left = [Left("waiting_entries", f"{', '.join(unread)} {_UNREAD}")] if unread else []
         left += [Left("events", _EVENTS), Left("announcements", _ANNOUNCEMENTS), Left("dead_letters", _DEAD_LETTERS)]
         return Erased(erasure, tuple(each for each in removed if each.count), tuple(left))

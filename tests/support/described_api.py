@@ -14,8 +14,9 @@ from typing import Any
 from bcs.http.openapi import BEARER
 
 _PROGRAM = "tests.support.schemathesis_run"
-# What a valid request may be answered, besides 503: the batch or the pipeline is unknown, or the report can't count.
-_OF_VALID = ["2xx", "404", "409", "503"]
+# What a valid request may be answered, besides 503: the batch or the pipeline is unknown, the batch was
+# erased, or the report can't count.
+_OF_VALID = ["2xx", "404", "409", "410", "503"]
 # What an invalid request is answered. An invalid name in a path is the name of nothing.
 _OF_INVALID = ["400", "404", "413", "415", "503"]
 _CHECKS = {
