@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
+import anyio
 import pytest
 
 from bcs.domain.erasure import ErasureRecorded
@@ -103,7 +105,9 @@ async def test_what_an_interrupted_erasure_left_is_removed_by_the_next(
 ) -> None:
     store = in_redis(gateway)
     await store.commit(batch, FACTS)
+    other = in_redis(gateway)
     summary = await store.summary(batch)
+    assert await other.summary(batch) == summary
     await store.store_summary(batch, summary)
     keys = BatchKeys(redis_key_prefix, batch)
     other_law = keys.summary("0123456789abcdef")
@@ -114,13 +118,46 @@ async def test_what_an_interrupted_erasure_left_is_removed_by_the_next(
     await gateway.call(("HSET", keys.facts, "erased", '[1, 2, "somebody", "why"]'))
     with pytest.raises(BatchErased):
         await store.commit(batch, LATE)
-    await store.store_summary(batch, summary)
+    await gateway.call(("DEL", keys.summary(LAW.fingerprint)))
+    await other.store_summary(batch, summary)
+    assert await gateway.call(("EXISTS", keys.summary(LAW.fingerprint))) == [0]
+    await gateway.call(("SET", keys.summary(LAW.fingerprint), "a summary"))
     erasure = erasure_of(batch)
     assert await store.erase(batch, erasure.tombstone) == ErasedCopy(True, 2, summaries=2)
     assert await gateway.call(("KEYS", f"{keys.stem}*"), ("HKEYS", keys.facts)) == [[keys.facts.encode()], [b"erased"]]
     [remaining_ms] = await gateway.call(("PTTL", keys.facts))
     assert WEEK_US // 1000 - 60_000 < remaining_ms <= WEEK_US // 1000 + 60_000
     assert not (await store.erase(batch, erasure.tombstone)).known
+
+
+async def test_no_writer_beside_it_brings_anything_back(
+    archive: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, batch: str
+) -> None:
+    """Each waits for the archive, and then for Redis, as the actor of a batch does."""
+    store = in_redis(gateway, backfill=ArchiveBackfill(archive, nothing_waits))
+    refused = 0
+
+    async def write(number: int) -> None:
+        nonlocal refused
+        for at_us in range(5):
+            await archive.write([consumed(batch)])
+            with suppress(BatchErased):
+                await store.commit(batch, delta_of([completed(f"essay-{number}", at_us=at_us)]))
+                continue
+            refused += 1
+
+    await write(0)
+    async with anyio.create_task_group() as writers:
+        for number in range(8):
+            writers.start_soon(write, number)
+        erasure = erasure_of(batch)
+        await archive.refuse(erasure)
+        await store.erase(batch, erasure.tombstone)
+        await archive.erase(batch)
+    assert refused
+    left = await archive.erasable(batch)
+    assert (left.essays, left.facts, left.entries) == (0, 0, 0)
+    assert await gateway.call(("HKEYS", BatchKeys(redis_key_prefix, batch).facts)) == [[b"erased"]]
 
 
 async def test_a_summary_that_another_process_keeps_is_no_answer(
