@@ -17,7 +17,8 @@ USUAL_ENTRIES = 50
 MOST_ESSAYS = 5000
 USUAL_ESSAYS = 500
 HIGHEST_NUMBER = 2**63 - 1
-MOST_REASON_CHARACTERS = 1000
+MOST_REASON_CHARACTERS = 200
+"""A request line has at most 8 KiB, and a character may take twelve bytes there, as in the id of the batch."""
 
 _identifier: TypeAdapter[str] = TypeAdapter(Identifier)
 
