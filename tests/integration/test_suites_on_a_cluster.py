@@ -16,8 +16,16 @@ pytestmark = [pytest.mark.anyio, pytest.mark.release]
 _HERE = Path(__file__).parent
 _LIMIT_SECONDS = 900
 SUITES = {
-    "state": ["state_store", "merge_contract", "essay_limit", "corrupt_batch", "invalidate", "former_layout"],
-    "queues": ["outbox", "outbox_takeover", "archive_queue", "archive_drain", "skips"],
+    "state": [
+        "state_store",
+        "merge_contract",
+        "essay_limit",
+        "corrupt_batch",
+        "invalidate",
+        "former_layout",
+        "erasure",
+    ],
+    "queues": ["outbox", "outbox_takeover", "archive_queue", "archive_drain", "skips", "erased_queues"],
     "service": [
         "http_api",
         "http_edges",
