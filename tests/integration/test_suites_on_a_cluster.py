@@ -25,7 +25,7 @@ SUITES = {
         "former_layout",
         "erasure",
     ],
-    "queues": ["outbox", "outbox_takeover", "archive_queue", "archive_drain", "skips", "erased_queues"],
+    "queues": ["outbox", "outbox_takeover", "archive_queue", "archive_drain", "skips", "erased_queues", "erasure"],
     "service": [
         "http_api",
         "http_edges",
