@@ -21,6 +21,7 @@ One tree; each leaf carries its facts as typed fields, and `retryable` is True w
     │   ├── DefinitionsRefused       the pipeline file is not valid, so a reload changes nothing
     │   ├── UnknownEssays            the batch does not have the essays that an operator named
     │   ├── InvalidationOutdated     a known fact lies so far in the future that it can't be superseded
+    │   ├── BatchErased              the batch was erased, and nothing about it is accepted for a time
     │   └── ReportOutdated           a known fact lies so far in the future that a phase report would not count
     ├── UndecodableMessage           a Kafka message that can never be applied
     ├── ClocksDiffer                 retryable: this machine's clock or the store's is wrong
@@ -241,6 +242,36 @@ class PromptRequired(RequestRefused):
     def __init__(self, phases: tuple[str, ...]) -> None:
         super().__init__(f"no prompt is attached to the batch, and these phases need one: {', '.join(phases)}")
         self.phases = phases
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is kept of an erased batch: who erased it, and why. It says nothing of what the batch was.
+
+    :param at_us: when, in microseconds since 1970 UTC.
+    :param until_us: nothing about the batch is accepted before this time, in microseconds since 1970 UTC.
+    :param erased_by: the operator.
+    :param reason: the operator's reason.
+    """
+
+    at_us: int
+    until_us: int
+    erased_by: str
+    reason: str
+
+
+class BatchErased(RequestRefused):
+    """The batch was erased, and nothing about it is accepted for a time.
+
+    :param tombstone: who erased it, when and why.
+    :param in_redis: True if Redis has the tombstone, and not only the archive.
+    """
+
+    def __init__(self, batch_id: str, tombstone: Tombstone, *, in_redis: bool = False) -> None:
+        super().__init__("the batch was erased, and nothing about it is accepted for a time")
+        self.batch_id = batch_id
+        self.tombstone = tombstone
+        self.in_redis = in_redis
 
 
 class UnknownPhases(RequestRefused):

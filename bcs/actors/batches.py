@@ -12,7 +12,7 @@ import anyio
 import structlog
 
 from bcs.actors.archive.client import ArchiveClient
-from bcs.actors.dead_letters import DeadLetters, FailedEvent
+from bcs.actors.dead_letters import DeadLetters, FailedEvent, note_dropped
 from bcs.actors.isolate import isolate
 from bcs.actors.messages import ApplyFacts, BatchCommand, DeliveryToken, MessagesAcked, StoreSummary
 from bcs.actors.portions import portions
@@ -22,6 +22,7 @@ from bcs.domain.state import BatchState, delta_of
 from bcs.domain.times import microseconds
 from bcs.errors import (
     BacklogFull,
+    BatchErased,
     DeadLetterReason,
     OutboxFull,
     StoreError,
@@ -163,6 +164,8 @@ class BatchActor:
             try:
                 if group:
                     await self._make_durable(context, slot, group)
+            except BatchErased as error:
+                self._drop_erased(group, error)
             except TooManyEssays as error:
                 await self._apply_without_excess(context, slot, envelopes, error)
             except StoreRefused:
@@ -233,6 +236,17 @@ class BatchActor:
         """
         if not self.process_stops():
             raise _StoppedEarly
+
+    def _drop_erased(self, group: list[ApplyFacts], error: BatchErased) -> None:
+        """Drop facts of an erased batch: a dead letter would keep what the law has erased."""
+        for command in group:
+            if command.reply:
+                command.reply.fail(error)
+        tokens = tuple(command.token for command in group if command.token)
+        if not tokens:
+            return
+        note_dropped(self.runtime, error.batch_id, tokens)
+        self.finished(MessagesAcked(tokens))
 
     async def _refuse(self, context: ActorContext[BatchCommand], group: list[ApplyFacts], error: StoreError) -> None:
         # Another attempt would fail in the same way. A crash would only delay the other messages.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,7 +18,7 @@ from bcs.actors.runtime import Runtime
 from bcs.domain.dead_lettered import entry_about, entry_id_of
 from bcs.domain.history import FactsRecorded, Position
 from bcs.domain.times import microseconds
-from bcs.errors import DeadLetterReason, UndecodableMessage
+from bcs.errors import DeadLetterReason, StoreError, UndecodableMessage
 from bcs.storage.ports import OutboxWriter
 from bcs.wire import topics
 from bcs.wire.dead_letters.encode import RESOLUTION_FAILED, dead_letter, unread_dead_letter
@@ -64,6 +65,7 @@ class EncodedDeadLetter:
     """A dead letter that is ready for the outbox.
 
     :param topic: the topic of the original message.
+    :param batch_id: the batch of an event; None where no batch is known.
     :param event: the event that failed; None for a skip order and for a request, which have their own log lines.
     :param entry: for the history of the batch; None where the batch is unknown.
     """
@@ -71,19 +73,22 @@ class EncodedDeadLetter:
     message: OutboundMessage
     topic: str
     reason: str
+    batch_id: str | None = None
     event: FailedEvent | None = None
     entry: FactsRecorded | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetters:
-    """Makes dead letters and stores them.
+    """Makes dead letters and stores them, but none of erased batches: they would keep what was erased.
 
+    :param is_erased: tells whether a batch was erased.
     :param archive_client: None without an archive.
     """
 
     outbox: OutboxWriter
     runtime: Runtime
+    is_erased: Callable[[str], Awaitable[bool]]
     archive_client: ArchiveClient | None = None
 
     async def encode(self, failed: FailedEvent, at: datetime | None = None) -> EncodedDeadLetter:
@@ -118,7 +123,14 @@ class DeadLetters:
             reason=f"{failed.reason}: {failed.error_message}",
             position=position,
         )
-        return EncodedDeadLetter(message=message, topic=original.topic, reason=failed.reason, event=failed, entry=entry)
+        return EncodedDeadLetter(
+            message=message,
+            topic=original.topic,
+            reason=failed.reason,
+            batch_id=failed.batch_id,
+            event=failed,
+            entry=entry,
+        )
 
     @staticmethod
     def encode_unread(
@@ -143,14 +155,28 @@ class DeadLetters:
 
         :raises StoreError: the outbox did not store them; they are neither counted nor logged.
         """
-        await self.outbox.append([each.message for each in dead_letters])
+        erased = await self._erased_among({each.batch_id for each in dead_letters if each.batch_id is not None})
+        kept = [each for each in dead_letters if each.batch_id not in erased]
+        await self.outbox.append([each.message for each in kept])
         for each in dead_letters:
+            if each.batch_id in erased and each.event:
+                note_dropped(self.runtime, each.batch_id or "", [each.event.token])
+        for each in kept:
             self.runtime.telemetry.dead_letters.labels(each.topic, each.reason).inc()
             if each.entry and self.archive_client:
                 # The dead letter is durable, so its entry may wait in memory.
                 self.archive_client.write_soon(each.entry)
             if each.event:
                 self._count_and_log(each.event)
+
+    async def _erased_among(self, batch_ids: Collection[str]) -> set[str]:
+        erased: set[str] = set()
+        for batch_id in batch_ids:
+            # Where the store does not answer, the message must not be lost, and the intake must not wait for it.
+            with suppress(StoreError):
+                if await self.is_erased(batch_id):
+                    erased.add(batch_id)
+        return erased
 
     def _count_and_log(self, failed: FailedEvent) -> None:
         token, message = failed.token, failed.token.message
@@ -171,6 +197,13 @@ class DeadLetters:
             log.error("message_dead_lettered", **fields, summed_by=("topic", "reason"))
         else:
             log.warning("message_dead_lettered", **fields, summed_by=("topic", "reason"))
+
+
+def note_dropped(runtime: Runtime, batch_id: str, tokens: Sequence[DeliveryToken]) -> None:
+    """Count and log messages that were dropped, because their batch was erased."""
+    for token in tokens:
+        runtime.telemetry.events(token.event_type, "erased").inc()
+    log.warning("events_of_erased_batch_dropped", batch_id=batch_id, events=len(tokens), summed_by=("batch_id",))
 
 
 def _sha256(value: bytes) -> str:

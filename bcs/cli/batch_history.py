@@ -11,6 +11,7 @@ from rich.text import Text
 
 from bcs.cli.output import plain
 from bcs.domain.dead_lettered import DEAD_LETTERED
+from bcs.domain.erasure import ErasureRecorded
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved
 from bcs.domain.times import format_timestamp
@@ -39,6 +40,11 @@ def printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
         lines = [_answer(entry), origin]
         if entry.definitions:
             lines.append(f"pipeline definitions {entry.definitions}")
+    elif isinstance(entry, ErasureRecorded):
+        lines = [
+            f"erased by {entry.erased_by}: {entry.reason}",
+            f"nothing about the batch is accepted before {format_timestamp(entry.until_us)}",
+        ]
     elif entry.event_type == DEAD_LETTERED:
         at = entry.position
         message = f"the message {at.topic}/{at.partition}/{at.offset}" if at else f"the request of {entry.asked_by}"

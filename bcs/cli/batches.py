@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bcs.cli.archive_reading import read_history, search_history
+from bcs.cli.batch_erasing import erase
 from bcs.cli.batch_history import history_page
 from bcs.cli.batch_invalidating import invalidate
 from bcs.cli.batches_list import list_batches
@@ -43,6 +44,7 @@ from bcs.storage.postgres.history_reader import HistoryPage
 _LISTED = 20
 
 app = command_group("batches")
+app.command("erase")(erase)
 app.command("invalidate")(invalidate)
 app.command("list")(list_batches)
 
@@ -57,7 +59,7 @@ class UnknownBatch(BcsError):
 
 @app.callback(rich_help_panel=PANEL)
 def batches() -> None:
-    """Find batches, show their state and their history, and take completions back."""
+    """Find batches, show their state and their history, take completions back, and erase batches."""
 
 
 @app.command()

@@ -348,6 +348,9 @@ class Settings(CommandSettings):
     redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
         604_800, description="how long a batch is kept after its last event"
     )
+    erased_batches_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
+        604_800, description="how long events about an erased batch are dropped, and requests about it refused"
+    )
     redis_key_prefix: str = Field("bcs:", description="the prefix of every key")
     redis_max_connections: Count = Field(
         32, description="the maximum number of concurrent round trips to Redis; to each master of a cluster"

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from uuid import UUID
 
 from bcs.domain.definitions_version import DefinitionsVersion
+from bcs.domain.erasure import ErasureRecorded
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, PhaseInvalidated, PhaseOutcome
 from bcs.domain.resolution import Reason
 from bcs.domain.resolve_options import PLAIN, ResolveOptions
@@ -151,7 +152,7 @@ class ArchivedEntry:
     """
 
     number: int
-    entry: HistoryEntry
+    entry: HistoryEntry | ErasureRecorded
 
 
 def consumed_entry_id(topic: str, partition: int, offset: int, timestamp_ms: int) -> UUID:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FACTS, RESOLUTION = "facts", "resolution"
+FACTS, RESOLUTION, ERASURE = "facts", "resolution", "erasure"
 """The kinds of entries."""
 
 
@@ -14,7 +14,7 @@ class HistoryFilter:
 
     :param since_us: recorded then or later, in microseconds since 1970 UTC.
     :param until_us: recorded then or earlier.
-    :param entry_type: `FACTS`, `RESOLUTION`, or the event type of an entry with facts.
+    :param entry_type: `FACTS`, `RESOLUTION`, `ERASURE`, or the event type of an entry with facts.
     """
 
     since_us: int | None = None

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NotRequired, TypeVar
 from pydantic import ConfigDict, Field, WithJsonSchema, with_config
 
 from bcs.config.settings import Environment
+from bcs.domain.erasure import LeftOver, What
 from bcs.domain.finding import Condition
 from bcs.domain.law import CompleteWhen
 from bcs.domain.progress import Standing
@@ -360,6 +361,20 @@ class FactsEntry(TypedDict):
 
 
 @described
+class ErasureEntry(TypedDict):
+    """An operator erased the batch with its history."""
+
+    number: int
+    recorded_at: Timestamp
+    kind: Literal["erasure"]
+    correlation_id: str
+    erased_by: str
+    reason: str
+    refused_until: Timestamp
+    """Nothing about the batch is accepted before this time."""
+
+
+@described
 class RecordedDecision(TypedDict):
     """The decision about one phase, as it was answered."""
 
@@ -402,7 +417,7 @@ class ResolutionEntry(TypedDict):
     """What the caller forced (`force`) or left out (`until`, `only`, `exclude`); absent for a plain request."""
 
 
-Entry = Annotated[FactsEntry | ResolutionEntry, Field(discriminator="kind")]
+Entry = Annotated[FactsEntry | ResolutionEntry | ErasureEntry, Field(discriminator="kind")]
 
 
 @described
@@ -435,6 +450,40 @@ class FoundHistory(TypedDict):
     """How many entries were looked at. A page may be empty and not the last."""
     next: str | None
     """The path and query of the page with older entries."""
+
+
+@described
+class Removed(TypedDict):
+    """A part of the batch that was removed, or for a dry run would be."""
+
+    place: Source
+    what: What
+    count: Count
+
+
+@described
+class LeftBehind(TypedDict):
+    """Something that is left, or may be left, of the batch."""
+
+    what: LeftOver
+    why: str
+    """The reason, and what to do about it."""
+
+
+@described
+class BatchErased(TypedDict):
+    """What was erased of a batch, or for a dry run what would be."""
+
+    batch_id: str
+    dry_run: bool
+    """True if nothing was changed."""
+    erased_at: Timestamp
+    refused_until: Timestamp
+    """Events about the batch are dropped, and requests about it refused, until then."""
+    erased_by: str
+    reason: str
+    removed: Sequence[Removed]
+    left: Sequence[LeftBehind]
 
 
 @described
@@ -671,6 +720,10 @@ class Problem(TypedDict):
     """Of `prompt-required`."""
     scope: NotRequired[str]
     """Of `forbidden`: the scope that the caller does not have."""
+    erased_at: NotRequired[Timestamp]
+    """Of `batch-erased`."""
+    refused_until: NotRequired[Timestamp]
+    """Of `batch-erased`: events about the batch are dropped until then."""
     phase: NotRequired[str]
     """Of `report-outdated` and `invalidation-outdated`."""
     in_the_way: NotRequired[FactInTheWay]

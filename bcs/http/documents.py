@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from bcs.domain.definitions_difference import Difference
 from bcs.domain.definitions_version import DefinitionsVersion
+from bcs.domain.erasure import ErasureRecorded
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved, Position
 from bcs.domain.pipelines import PipelineDefinitions
@@ -231,7 +232,21 @@ def _entry(archived: ArchivedEntry) -> answers.Entry:
     entry = archived.entry
     if isinstance(entry, PipelineResolved):
         return _resolution(archived.number, entry)
+    if isinstance(entry, ErasureRecorded):
+        return _erasure(archived.number, entry)
     return _facts(archived.number, entry)
+
+
+def _erasure(number: int, entry: ErasureRecorded) -> answers.ErasureEntry:
+    return {
+        "number": number,
+        "recorded_at": format_timestamp(entry.at_us),
+        "kind": "erasure",
+        "correlation_id": entry.correlation_id,
+        "erased_by": entry.erased_by,
+        "reason": entry.reason,
+        "refused_until": format_timestamp(entry.until_us),
+    }
 
 
 def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:

@@ -28,6 +28,7 @@ from bcs.http.parameters import (
     PIPELINES,
     BatchesQuery,
     DefineQuery,
+    ErasureQuery,
     EssaysQuery,
     ExplainQuery,
     FoundHistoryQuery,
@@ -52,10 +53,11 @@ _SCOPES = {
     Scope.RESOLVE: "ask which phases a batch still needs",
     Scope.REPORT: "report a phase",
     Scope.READ: "read batches, histories, pipelines and actors",
-    Scope.OPERATE: "take completions back, reload the pipeline file, kill actors",
+    Scope.OPERATE: "take completions back, erase batches, reload the pipeline file, kill actors",
 }
 
 STATUSES: Mapping[Kind, HTTPStatus] = {
+    "batch-erased": HTTPStatus.GONE,
     "body-too-late": HTTPStatus.REQUEST_TIMEOUT,
     "chaos-disabled": HTTPStatus.FORBIDDEN,
     "content-too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -170,7 +172,7 @@ _CALLS = (
         summary="Say which phases of a pipeline a batch still needs",
         answers={HTTPStatus.OK: ResolvedWithOptions},
         problems=(
-            *("unknown-pipeline", "prompt-required", "needed-phase-left-out", "too-many-new-batches"),
+            *("unknown-pipeline", "prompt-required", "needed-phase-left-out", "batch-erased", "too-many-new-batches"),
             *("intake-behind", "unavailable", *_WITH_BODY),
         ),
         scope=Scope.RESOLVE,
@@ -203,7 +205,7 @@ _CALLS = (
         name="drawPipeline",
         summary="Draw the phases of a pipeline, with the state of a batch in colours",
         answers={HTTPStatus.OK: (MERMAID_TYPE, DOT_TYPE, SVG_TYPE)},
-        problems=("invalid-request", "unknown-pipeline", "unknown-batch", "unavailable"),
+        problems=("invalid-request", "unknown-pipeline", "unknown-batch", "batch-erased", "unavailable"),
         scope=Scope.READ,
         query=GraphQuery,
         path_parameters={
@@ -245,7 +247,7 @@ _CALLS = (
         name="completePhase",
         summary="Report a whole phase of a batch",
         answers={HTTPStatus.OK: answers.PhaseRecorded},
-        problems=("report-outdated", "too-many-new-batches", "unavailable", *_WITH_BODY),
+        problems=("report-outdated", "batch-erased", "too-many-new-batches", "unavailable", *_WITH_BODY),
         scope=Scope.REPORT,
         body=CompletePhase,
         example={"batch_id": "batch_12345", "phase_name": "spellcheck", "success": True},
@@ -269,9 +271,22 @@ _CALLS = (
         name="showBatch",
         summary="Show what is known of a batch, and which essays hold its phases back",
         answers={HTTPStatus.OK: answers.Batch},
-        problems=("invalid-request", "unknown-batch", "unavailable"),
+        problems=("invalid-request", "unknown-batch", "batch-erased", "unavailable"),
         scope=Scope.READ,
         query=EssaysQuery,
+        path_parameters=_BATCH_ID,
+        headers=_CORRELATION,
+        leads_to={"showHistory": _OF_PATH},
+    ),
+    _Call(
+        method="delete",
+        path=f"{BATCHES}/{{id}}",
+        name="eraseBatch",
+        summary="Erase a batch from the stores, and drop what arrives about it for a time",
+        answers={HTTPStatus.OK: answers.BatchErased},
+        problems=("invalid-request", "unavailable"),
+        scope=Scope.OPERATE,
+        query=ErasureQuery,
         path_parameters=_BATCH_ID,
         headers=_CORRELATION,
         leads_to={"showHistory": _OF_PATH},
@@ -294,7 +309,7 @@ _CALLS = (
         name="invalidatePhases",
         summary="Take completions of a batch back, so that phases run again",
         answers={HTTPStatus.OK: answers.PhasesInvalidated},
-        problems=("unknown-batch", "invalidation-outdated", "unavailable", *_WITH_BODY),
+        problems=("unknown-batch", "batch-erased", "invalidation-outdated", "unavailable", *_WITH_BODY),
         scope=Scope.OPERATE,
         body=InvalidatedPhases,
         example={"phases": ["spellcheck"], "reason": "the dictionary was wrong, see INC-7", "dry_run": True},
@@ -308,7 +323,7 @@ _CALLS = (
         name="explainPipeline",
         summary="Explain which phases of a pipeline a batch still needs, without any effect",
         answers={HTTPStatus.OK: ResolvedWithOptions},
-        problems=("invalid-request", "unknown-pipeline", "unavailable"),
+        problems=("invalid-request", "unknown-pipeline", "batch-erased", "unavailable"),
         scope=Scope.READ,
         query=ExplainQuery,
         path_parameters=_BATCH_ID | _PIPELINE,
@@ -557,12 +572,13 @@ def _parameters(call: _Call) -> Iterator[dict[str, Any]]:
     for name, schema in (call.path_parameters or {}).items():
         yield _parameter("path", name, schema, required=True)
     query = call.query.model_json_schema(schema_generator=_Untitled) if call.query else {"properties": {}}
+    required = query.get("required", ())
     for name, schema in query["properties"].items():
         # A query has no null; a parameter is left out instead.
         [given] = [one for one in schema.pop("anyOf", [schema]) if one.get("type") != "null"]
         if schema.get("default", ...) is None:
             del schema["default"]
-        yield _parameter("query", name, schema | given, required=name in query.get("required", ()))
+        yield _parameter("query", name, schema | given, required=name in required)
     for name, description in call.headers.items():
         yield _parameter("header", name, {"type": "string", "description": description}, required=False)
 

@@ -28,6 +28,8 @@ USUAL_BATCHES = 50
 MOST_SECONDS = 10 * 366 * 86_400
 USUAL_STALE_SECONDS = 3600
 HIGHEST_NUMBER = 2**63 - 1
+MOST_REASON_CHARACTERS = 200
+"""A request line has at most 8 KiB, and a character may take twelve bytes there, as in the id of the batch."""
 
 _is_rfc3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", re.IGNORECASE).match
 
@@ -155,6 +157,17 @@ class GraphQuery(Body):
     batch: Identifier | None = None
 
 
+class ErasureQuery(Body):
+    """How a batch is to be erased.
+
+    :param reason: for the entry that is kept.
+    :param dry_run: True to count only.
+    """
+
+    reason: Annotated[str, Field(min_length=1, max_length=MOST_REASON_CHARACTERS)]
+    dry_run: bool = False
+
+
 def parse_query(model: type[BodyT], query: Iterable[tuple[str, str]]) -> BodyT:
     """Parse a query.
 
@@ -235,6 +248,11 @@ def batches_path(query: BatchesQuery, cursor: str) -> str:
     """The path and query of the page of batches that begins at a cursor."""
     given = query.model_dump(mode="json", exclude_unset=True) | {"cursor": cursor}
     return f"{BATCHES}?{urlencode(given)}"
+
+
+def erasure_path(batch_id: str, reason: str, *, dry_run: bool) -> str:
+    """The path and query that erase a batch."""
+    return f"{_batch_path(batch_id)}?reason={quote(reason, safe='')}{'&dry_run=true' if dry_run else ''}"
 
 
 def _batch_path(batch_id: str) -> str:

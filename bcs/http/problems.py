@@ -11,6 +11,7 @@ from aiohttp import web
 
 from bcs.domain.times import format_timestamp
 from bcs.errors import (
+    BatchErased,
     ClocksDiffer,
     DefinitionsRefused,
     FactInTheFuture,
@@ -30,6 +31,7 @@ from bcs.http.requests import InvalidBody, InvalidField, InvalidRequest
 from bcs.supervision import SupervisionError
 
 Kind = Literal[
+    "batch-erased",
     "body-too-late",
     "chaos-disabled",
     "content-too-large",
@@ -65,6 +67,7 @@ Kind = Literal[
     "unsupported-media-type",
 ]
 TITLES: Mapping[Kind, str] = {
+    "batch-erased": "The batch was erased",
     "body-too-late": "The request body did not arrive in time",
     "chaos-disabled": "Actors may not be killed",
     "content-too-large": "The request body is too large",
@@ -194,6 +197,9 @@ def problem_of(error: Exception) -> Problem | None:
         return Problem(
             HTTPStatus.CONFLICT, "prompt-required", str(error), {"phases_needing_prompt": list(error.phases)}
         )
+    if isinstance(error, BatchErased):
+        erased_at, until = map(format_timestamp, (error.tombstone.at_us, error.tombstone.until_us))
+        return Problem(HTTPStatus.GONE, "batch-erased", str(error), {"erased_at": erased_at, "refused_until": until})
     if isinstance(error, DefinitionsRefused):
         extensions = {"problems": list(error.problems), "in_use": error.in_use}
         detail = "the pipeline file can't be used, so the definitions in use stay in use"

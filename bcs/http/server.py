@@ -32,6 +32,7 @@ from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import describe
+from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
@@ -115,6 +116,7 @@ class HttpServer:
     explanations: ExplanationHandlers
     invalidation: InvalidationHandlers
     finding: FindingHandlers
+    erasures: ErasureHandlers
     health: HealthHandlers
     actors: ActorHandlers
     rates: TokenBuckets | None
@@ -271,6 +273,7 @@ class HttpServer:
             add("GET", HISTORY, self.finding.find_history, scope=Scope.READ)
             # The pattern is needed: "{id}" alone does not match braces.
             add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)
+            add("DELETE", f"{BATCHES}/{{id:[^/]+}}", self.erasures.erase, scope=Scope.OPERATE)
             add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)
             add(
                 "GET",

@@ -80,16 +80,18 @@ def ask(
     *,
     expecting: Collection[str],
     timeout_seconds: float = _TIMEOUT_SECONDS,
+    method: str | None = None,
 ) -> dict[str, Any]:
     """GET a document, or POST a document and return the response.
 
+    :param method: another method.
     :param body: the document to POST; None for a GET.
     :param expecting: the members that every response of BCS has, for any status.
     :raises ServiceUnreachable: the service did not respond.
     :raises RequestFailed: the service refused the request.
     :raises NotThisService: the response is not from BCS.
     """
-    return _document(_answer(url, body, expecting, timeout_seconds))
+    return _document(_answer(url, body, expecting, timeout_seconds, method))
 
 
 def ask_lines(
@@ -104,11 +106,17 @@ def ask_lines(
     return [_document(line) for line in raw.splitlines()]
 
 
-def _answer(url: str, body: Mapping[str, Any] | None, expecting: Collection[str], timeout_seconds: float) -> bytes:
+def _answer(
+    url: str,
+    body: Mapping[str, Any] | None,
+    expecting: Collection[str],
+    timeout_seconds: float,
+    method: str | None = None,
+) -> bytes:
     """The body of the response."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "User-Agent": user_agent()}
-    request = urllib.request.Request(url, data, headers)  # noqa: S310 (options check it)
+    request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 (options check it)
     for name, value in authorization().items():
         request.add_unredirected_header(name, value)  # a redirect must not carry the token elsewhere
     # Without a proxy, because the service is on this machine or network, and a proxy would search for it outside.

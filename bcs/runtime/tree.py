@@ -38,6 +38,7 @@ from bcs.http.access import callers_of
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
+from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
@@ -67,6 +68,7 @@ from bcs.supervision import (
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader, SnapshotReader
+from bcs.usecases.erase_batch import BatchEraser
 from bcs.usecases.explain_pipeline import PipelineExplainer
 from bcs.usecases.find_batches import BatchFinder, archived_summaries
 from bcs.usecases.invalidate_phases import PhaseInvalidator
@@ -135,7 +137,10 @@ class Service:
         self._archive_parts = self._with_archive()
         self._archive_client = self._archive_parts.archive_client if self._archive_parts else None
         self._dead_letters = DeadLetters(
-            outbox=self._outbox_writer, runtime=self._runtime, archive_client=self._archive_client
+            outbox=self._outbox_writer,
+            runtime=self._runtime,
+            is_erased=self.store.is_erased,
+            archive_client=self._archive_client,
         )
         self.batches = self._batches()
         self.root = self._root()
@@ -285,6 +290,13 @@ class Service:
             clocks=clocks,
             new_batches=new_batches,
         )
+        eraser = BatchEraser(
+            runtime=self._runtime,
+            store=self.store,
+            store_name=self.persistence.store_name,
+            archive=archive,
+            outbox=self.outbox,
+        )
         pipelines = PipelineHandlers(resolver, reporter, self.definitions, settings.http_page_bytes)
         health = HealthHandlers(
             settings=settings,
@@ -346,6 +358,7 @@ class Service:
                 reading=reading,
                 now=self._runtime.now,
             ),
+            erasures=ErasureHandlers(eraser),
             health=health,
             actors=actors,
             rates=self._rates(),

@@ -135,6 +135,16 @@ def encode_entry(entry: HistoryEntry) -> bytes:
     )
 
 
+def is_entry_about(raw: bytes, batch_id: str) -> bool:
+    """True if `encode_entry` encoded an entry about this batch."""
+    if to_json(batch_id) not in raw:
+        return False  # nearly always; the rest takes a thousand times as long
+    try:
+        return bool(from_json(raw)[2] == batch_id)
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
 def decode_entry(raw: bytes) -> HistoryEntry:
     """The entry that `encode_entry` encoded.
 

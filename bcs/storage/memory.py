@@ -13,9 +13,9 @@ from bcs.domain.history import HistoryEntry
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
-from bcs.errors import OutboxFull, StoreUnavailable
+from bcs.errors import BatchErased, OutboxFull, StoreUnavailable, Tombstone
 from bcs.storage.batch_index import IndexedBatch, Place, Scan
-from bcs.storage.ports import Committed, Leased, LeasedMessage, Waiting
+from bcs.storage.ports import Committed, ErasedCopy, ErasedEntries, Leased, LeasedMessage, Waiting
 from bcs.storage.roster import Roster
 from bcs.wire.published import OutboundMessage
 
@@ -52,6 +52,8 @@ class MemoryStateStore:
         self._ttl_seconds = ttl_seconds
         self._clock = clock
         self._batches: OrderedDict[str, _Batch] = OrderedDict()
+        # Each with the time at which it ends.
+        self._tombstones: dict[str, tuple[float, Tombstone]] = {}
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
         """See `StateStore.commit`."""
@@ -63,6 +65,28 @@ class MemoryStateStore:
         self._put(batch_id, (before.version if before else 0) + (not changed.empty), state)
         self._changed(batch_id)
         return Committed()
+
+    async def is_erased(self, batch_id: str) -> bool:
+        """See `StateStore.is_erased`."""
+        try:
+            self._live(batch_id)
+        except BatchErased:
+            return True
+        return False
+
+    async def erasable(self, batch_id: str) -> ErasedCopy:
+        """See `StateStore.erasable`."""
+        batch = self._batches.get(batch_id)
+        return ErasedCopy(batch is not None, len(batch.state.first_seen_us) if batch else 0)
+
+    async def erase(self, batch_id: str, tombstone: Tombstone) -> ErasedCopy:
+        """See `StateStore.erase`."""
+        now = self._clock()
+        self._tombstones = {known: kept for known, kept in self._tombstones.items() if kept[0] > now}
+        self._tombstones[batch_id] = now + (tombstone.until_us - tombstone.at_us) / 1_000_000, tombstone
+        erased = await self.erasable(batch_id)
+        self._batches.pop(batch_id, None)
+        return erased
 
     async def store_summary(self, batch_id: str, summary: BatchSummary, law: CompletionLaw | None = None) -> Committed:
         """See `StateStore.store_summary`; memory makes each summary anew."""
@@ -116,6 +140,9 @@ class MemoryStateStore:
         return False
 
     def _live(self, batch_id: str) -> _Batch | None:
+        ends_at, tombstone = self._tombstones.get(batch_id, (0.0, None))
+        if tombstone and ends_at > self._clock():
+            raise BatchErased(batch_id, tombstone)
         batch = self._batches.get(batch_id)
         return batch if batch and batch.expires_at > self._clock() else None
 
@@ -252,6 +279,15 @@ class MemoryOutbox:
         """See `Outbox.park`."""
         self.parked.append((leased.message, problem))
         await self.ack([leased])
+
+    async def erase(self, batch_id: str, *, dry_run: bool, seconds: float) -> ErasedEntries:
+        """See `Outbox.erase`."""
+        key = batch_id.encode()
+        kept = deque(each for each in self._waiting if each.message.kind != "dead_letter" or each.message.key != key)
+        erased = len(self._waiting) - len(kept)
+        if not dry_run:
+            self._waiting = kept
+        return ErasedEntries(erased)
 
     async def backlog(self) -> int:
         """See `Outbox.backlog`."""

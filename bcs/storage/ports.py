@@ -10,7 +10,7 @@ from bcs.domain.history import HistoryEntry
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary
 from bcs.domain.state import BatchState
-from bcs.errors import StoreUnavailable
+from bcs.errors import StoreUnavailable, Tombstone
 from bcs.wire.published import OutboundMessage
 
 REDIS, POSTGRESQL, MEMORY = "redis", "postgresql", "memory"
@@ -32,8 +32,34 @@ class Committed:
     fallback: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ErasedCopy:
+    """What was removed from a store.
+
+    :param known: whether the store had facts of the batch.
+    :param essays: how many essays the batch had there.
+    :param summaries: how many stored summaries were removed.
+    """
+
+    known: bool = False
+    essays: int = 0
+    summaries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ErasedEntries:
+    """What was removed from a queue.
+
+    :param count: how many entries.
+    :param unread: the keys of streams that were not read to their ends.
+    """
+
+    count: int = 0
+    unread: tuple[str, ...] = ()
+
+
 class BatchSource(Protocol):
-    """Reads the state of batches."""
+    """Reads the state of batches. Each method raises `BatchErased` for an erased batch."""
 
     async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> BatchSummary:
         """The progress of a batch; an unknown batch has an empty summary.
@@ -87,6 +113,30 @@ class StateStore(BatchSource, Protocol):
 
         :raises StoreUnavailable: the delta may be merged or not.
         :raises TooManyEssays: only without an archive. The store must accept every fact that the archive has.
+        :raises BatchErased: the batch was erased; nothing was merged.
+        """
+        ...
+
+    async def is_erased(self, batch_id: str) -> bool:
+        """True if the store has a tombstone of a batch.
+
+        :raises StoreUnavailable: no answer.
+        """
+        ...
+
+    async def erasable(self, batch_id: str) -> ErasedCopy:
+        """What `erase` would remove now; nothing is changed.
+
+        :raises StoreUnavailable: no answer.
+        """
+        ...
+
+    async def erase(self, batch_id: str, tombstone: Tombstone) -> ErasedCopy:
+        """Put a tombstone in the place of a batch: facts are refused from then on, for the time in the tombstone.
+
+        A repetition removes what an interrupted call has left.
+
+        :raises StoreUnavailable: the batch may be erased or not.
         """
         ...
 
@@ -284,6 +334,14 @@ class Outbox(OutboxWriter, Protocol):
 
     async def park(self, leased: LeasedMessage, problem: str) -> None:
         """Set aside an entry that the broker will never accept, so that it blocks nothing and is not lost."""
+        ...
+
+    async def erase(self, batch_id: str, *, dry_run: bool, seconds: float) -> ErasedEntries:
+        """Remove the dead letters of a batch, leased and parked ones included.
+
+        :param dry_run: True to count them only.
+        :param seconds: how long this may take.
+        """
         ...
 
     async def backlog(self) -> int:

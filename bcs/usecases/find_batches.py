@@ -11,7 +11,7 @@ import anyio
 from bcs.domain.finding import Condition, Criteria, conditions_of
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarizing
-from bcs.errors import StoreCorrupted, StoreError
+from bcs.errors import BatchErased, StoreCorrupted, StoreError
 from bcs.storage.batch_index import WINDOW_US, BatchIndex, IndexedBatch, Place, Scan
 from bcs.storage.pace import paced
 from bcs.storage.ports import ArchivePort
@@ -145,6 +145,8 @@ class BatchFinder:
         async def check(number: int, batch: IndexedBatch) -> None:
             try:
                 checked[number] = await self._found(batch, criteria, now_us)
+            except BatchErased:
+                checked[number] = None
             except StoreCorrupted as error:
                 checked[number] = error
             except StoreError as error:

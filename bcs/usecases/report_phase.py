@@ -54,6 +54,7 @@ class PhaseReporter:
         Cancellation may leave the report stored, though the caller gets no answer.
 
         :raises TooManyNewBatches: the batch is unknown, and the caller has used up its quota.
+        :raises BatchErased: nothing about the batch is accepted.
         :raises ReportOutdated: a known fact of the phase has a time that lies too far ahead.
         :raises StoreUnavailable: the report may be stored or not.
         """

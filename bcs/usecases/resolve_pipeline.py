@@ -18,6 +18,7 @@ from bcs.domain.resolution import Resolution, resolve, validate_request
 from bcs.domain.resolve_options import PLAIN, ResolveOptions
 from bcs.domain.times import microseconds
 from bcs.errors import (
+    BatchErased,
     BcsError,
     IntakeBehind,
     NeededPhasesLeftOut,
@@ -47,6 +48,7 @@ _REFUSALS: dict[type[BcsError], str] = {
     UnknownPhases: "unknown_phases",
     NeededPhasesLeftOut: "needed_phases_left_out",
     IntakeBehind: "intake_behind",
+    BatchErased: "batch_erased",
 }
 
 
@@ -113,7 +115,8 @@ class PipelineResolver:
         published, though the caller gets no answer.
 
         :returns: the resolution, the name of the store that answered, and the explanation if the caller wants one.
-        :raises RequestRefused: the pipeline is unknown, the batch lacks a prompt, or an option allows no answer.
+        :raises RequestRefused: the pipeline is unknown, the batch lacks a prompt or was erased, or an option allows no
+            answer.
         :raises IntakeBehind: too many events wait to be read.
         :raises TooManyNewBatches: the batch is unknown, and the caller has used up its quota.
         :raises StoreError: no answer, and never a guess.

@@ -139,7 +139,7 @@ class RecordedScene(Scene):
         entries: list[HistoryEntry] = []
         before = None
         while page := await self.record.history(batch, before=before, limit=_PAGE):
-            entries += [kept.entry for kept in page]
+            entries += [kept.entry for kept in page if isinstance(kept.entry, HistoryEntry)]
             before = page[-1].number
         return entries
 

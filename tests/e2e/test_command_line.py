@@ -23,6 +23,7 @@ COMMANDS = [
     ("batches",),
     ("batches", "show"),
     ("batches", "history"),
+    ("batches", "erase"),
     ("resolve",),
     ("explain",),
     ("plan",),

@@ -102,7 +102,9 @@ def supervisor_of(
         runtime=runtime,
         store=store,
         archive_client=archive_client,
-        dead_letters=DeadLetters(outbox=WakingOutbox(outbox, lambda: nudges.append(None)), runtime=runtime),
+        dead_letters=DeadLetters(
+            outbox=WakingOutbox(outbox, lambda: nudges.append(None)), runtime=runtime, is_erased=store.is_erased
+        ),
         finished=lambda message: finished.extend(message.tokens),
         process_stops=lambda: False,
         commit_slots=anyio.Semaphore(1),

@@ -71,6 +71,7 @@ def service(
             kafka_bootstrap_servers=module_kafka,
             database_url=module_database_url,
             chaos_enabled=True,
+            erased_batches_seconds=1,
             restart_max=1_000_000,
             restart_backoff_maximum_seconds=0.05,
             http_tokens_file=tokens if token else None,
@@ -86,6 +87,12 @@ async def _make_known(service: RunningService, kafka: str, token: str | None) ->
     async with Platform(kafka) as platform, Orchestrator(service.base, token=token) as caller:
         if (await caller.get(f"/internal/v1/batches/{BATCH}")).status == HTTPStatus.OK:
             return  # from the archive, where the service before left it
+
+        async def acceptable() -> bool:
+            """Not erased any more, as in the test before."""
+            return (await caller.get(f"/internal/v1/batches/{BATCH}")).status != HTTPStatus.GONE
+
+        await wait_until(acceptable)
         await platform.send(
             registered(BATCH, ESSAYS, 4), spellchecked(BATCH, ESSAYS[0]), spellchecked(BATCH, ESSAYS[1], "failed")
         )

@@ -16,8 +16,25 @@ pytestmark = [pytest.mark.anyio, pytest.mark.release]
 _HERE = Path(__file__).parent
 _LIMIT_SECONDS = 900
 SUITES = {
-    "state": ["state_store", "merge_contract", "essay_limit", "corrupt_batch", "invalidate", "former_layout"],
-    "queues": ["outbox", "outbox_takeover", "announce_once", "archive_queue", "archive_drain", "skips"],
+    "state": [
+        "state_store",
+        "merge_contract",
+        "essay_limit",
+        "corrupt_batch",
+        "invalidate",
+        "former_layout",
+        "erasure",
+    ],
+    "queues": [
+        "outbox",
+        "outbox_takeover",
+        "announce_once",
+        "archive_queue",
+        "archive_drain",
+        "skips",
+        "erased_queues",
+        "erasure",
+    ],
     "service": [
         "http_api",
         "http_edges",

@@ -1,5 +1,6 @@
 """The brokers of these tests: one that they share, which may be any, and one of ours, to be killed and configured."""
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,19 @@ def kafka(shared_kafka: str) -> str:
     anyio.run(create_platform_topics, shared_kafka)
     anyio.run(assert_partitions, shared_kafka)
     return shared_kafka
+
+
+@pytest.fixture(scope="module")
+def kafka_to_empty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The broker that these tests share, since its dead letters may be deleted; one of our own beside a named one."""
+    if not os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
+        shared: str = request.getfixturevalue("kafka")
+        yield shared
+        return
+    jars: Path = request.getfixturevalue("apache_kafka_jars")
+    with apache.apache_kafka(jars, tmp_path_factory.mktemp("kafka")) as server:
+        anyio.run(create_platform_topics, server.address)
+        yield server.address
 
 
 @pytest.fixture(scope="session")

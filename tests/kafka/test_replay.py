@@ -2,11 +2,10 @@
 
 import base64
 import json
-import os
 import random
 import signal
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,9 +32,8 @@ from bcs.wire.dead_letters.encode import ORIGINAL_TIMESTAMP, unread_dead_letter
 from bcs.wire.decoding import EventDecoder
 from tests.kafka.operator import Operator
 from tests.kafka.services import SESSION_SECONDS
-from tests.support import apache_kafka as apache
 from tests.support.events import Event, phase_outcome, registered, spellchecked
-from tests.support.kafka import PARTITIONS, Platform, configured, create_platform_topics
+from tests.support.kafka import PARTITIONS, Platform, configured
 from tests.support.laws import LAW
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.tiers import IN_FULL
@@ -119,19 +117,6 @@ class Scene:
         """All dead letters, one by one."""
         letters: list[dict[str, Any]] = (await self.operator.asks("dlq", "list", "--each", *selected))["dead_letters"]
         return letters
-
-
-@pytest.fixture(scope="module")
-def kafka_to_empty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The broker that these tests share, since its dead letters may be deleted; one of our own beside a named one."""
-    if not os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
-        shared: str = request.getfixturevalue("kafka")
-        yield shared
-        return
-    jars: Path = request.getfixturevalue("apache_kafka_jars")
-    with apache.apache_kafka(jars, tmp_path_factory.mktemp("kafka")) as server:
-        anyio.run(create_platform_topics, server.address)
-        yield server.address
 
 
 async def empty_all_topics(address: str) -> None:

@@ -19,10 +19,11 @@ from bcs.usecases.find_batches import Cursor
 _PROGRAM = "tests.support.schemathesis_run"
 # The bodies of requests: callers may send fields that BCS does not read.
 _BODIES = frozenset({"DefinePipeline", "BatchMetadata", "CompletePhase", "InvalidatedPhases", "PlanPipelines"})
-# What a valid request may be answered, besides 503: the batch or the pipeline is unknown, or the report can't count.
-_OF_VALID = ["2xx", "404", "409", "503"]
-# What an invalid request is answered. An invalid name in a path is the name of nothing.
-_OF_INVALID = ["400", "404", "413", "415", "503"]
+# What a valid request may be answered, besides 503: the batch or the pipeline is unknown, the batch was
+# erased, or the report can't count.
+_OF_VALID = ["2xx", "404", "409", "410", "503"]
+# What an invalid request is answered. An invalid name in a path is the name of nothing; a long query makes a long head.
+_OF_INVALID = ["400", "404", "413", "415", "431", "503"]
 _CHECKS = {
     "not_a_server_error": {"expected-statuses": ["2xx", "4xx", "503"]},
     "positive_data_acceptance": {"expected-statuses": _OF_VALID},

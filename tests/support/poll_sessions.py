@@ -21,7 +21,7 @@ from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.kafka.status import KafkaStatus
 from bcs.storage.memory import MemoryOutbox
 from bcs.wire.decoding import EventDecoder
-from tests.support.runtimes import runtime_with
+from tests.support.runtimes import nothing_erased, runtime_with
 
 
 class Consumer:
@@ -64,7 +64,7 @@ def session_of(
             now=runtime.now,
         ),
         in_flight=InFlight(settings=runtime.settings, deliver=deliver),
-        dead_letters=DeadLetters(outbox=MemoryOutbox(100, time.monotonic), runtime=runtime),
+        dead_letters=DeadLetters(outbox=MemoryOutbox(100, time.monotonic), runtime=runtime, is_erased=nothing_erased),
         status=KafkaStatus(),
     )
     context = SimpleNamespace(heartbeat=lambda: None, name="intake")

@@ -31,3 +31,8 @@ def runtime_with(**overrides: object) -> Runtime:
         now=now,
         new_id=uuid.uuid4,
     )
+
+
+async def nothing_erased(_batch_id: str) -> bool:
+    """No batch was erased."""
+    return False

@@ -18,7 +18,7 @@ from bcs.domain.skips import SkipOrder
 from bcs.errors import DeadLetterReason, StoreUnavailable
 from bcs.wire import topics
 from bcs.wire.published import ConsumedMessage, OutboundMessage
-from tests.support.runtimes import runtime_with
+from tests.support.runtimes import nothing_erased, runtime_with
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,9 @@ def dead_letters(outbox: FailingFirst) -> DeadLetters:
     seconds = itertools.count()
     begin = datetime(2026, 5, 3, 8, tzinfo=UTC)
     clock = lambda: begin + timedelta(seconds=next(seconds))  # noqa: E731
-    return DeadLetters(outbox=outbox, runtime=replace(runtime_with(), now=clock, new_id=uuid.uuid4))
+    return DeadLetters(
+        outbox=outbox, runtime=replace(runtime_with(), now=clock, new_id=uuid.uuid4), is_erased=nothing_erased
+    )
 
 
 def counted(letters: DeadLetters, reason: str) -> float:

@@ -15,7 +15,7 @@ from bcs.storage.memory import MemoryOutbox
 from bcs.wire import topics
 from bcs.wire.dead_letters.decode import DeadLetterPosition, read_dead_letter
 from bcs.wire.published import ConsumedMessage
-from tests.support.runtimes import runtime_with
+from tests.support.runtimes import nothing_erased, runtime_with
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ async def test_others_run_while_a_large_value_is_digested() -> None:
         error_message="",
         batch_id=None,
     )
-    dead_letters = DeadLetters(outbox=MemoryOutbox(1, time.monotonic), runtime=runtime_with())
+    dead_letters = DeadLetters(outbox=MemoryOutbox(1, time.monotonic), runtime=runtime_with(), is_erased=nothing_erased)
     async with anyio.create_task_group() as group:
         group.start_soon(others)
         await anyio.lowlevel.checkpoint()

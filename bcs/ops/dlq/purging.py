@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
 
 import anyio
@@ -67,23 +68,32 @@ async def purge(settings: Settings, last: dict[tuple[str, int], int]) -> bool:
     :returns: False if purge markers were written.
     :raises KafkaUnavailable: Kafka does not answer, or can't delete.
     """
-    admin = AIOKafkaAdminClient(**KafkaClients.of(settings).options())
-    try:
-        timeout_seconds = settings.kafka_request_timeout_seconds
-        with kafka_answers():
-            await start(admin, settings.kafka_bootstrap_servers, timeout_seconds)
-        with kafka_answers(), anyio.fail_after(timeout_seconds):
-            deleted = await _delete(admin, last)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await admin.close()
+    async with operators_admin(settings) as admin:
+        with kafka_answers(), anyio.fail_after(settings.kafka_request_timeout_seconds):
+            deleted = await delete_records(admin, last)
     if not deleted:
         await _mark(settings, last)
     return deleted
 
 
-async def _delete(admin: AIOKafkaAdminClient, last: Mapping[tuple[str, int], int]) -> bool:
-    """Delete records; False if the broker does not support this."""
+@asynccontextmanager
+async def operators_admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A connected admin client.
+
+    :raises KafkaUnavailable: Kafka does not answer.
+    """
+    admin = AIOKafkaAdminClient(**KafkaClients.of(settings).options())
+    try:
+        with kafka_answers():
+            await start(admin, settings.kafka_bootstrap_servers, settings.kafka_request_timeout_seconds)
+        yield admin
+    finally:
+        with anyio.CancelScope(shield=True):
+            await admin.close()
+
+
+async def delete_records(admin: AIOKafkaAdminClient, last: Mapping[tuple[str, int], int]) -> bool:
+    """Delete everything up to and including these offsets; False if the broker does not support this."""
     wanted = {TopicPartition(*place): RecordsToDelete(offset + 1) for place, offset in last.items()}
     for _ in range(_TRIES):
         try:

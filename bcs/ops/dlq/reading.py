@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import starmap
 
 import anyio
@@ -22,6 +22,7 @@ from bcs.ops.dlq.selection import Selection
 from bcs.wire.dead_letters.decode import (
     DeadLetter,
     DeadLetterPosition,
+    is_erasing_tombstone,
     purged_offset,
     read_dead_letter,
     replayed_offset,
@@ -53,6 +54,7 @@ class DeadLetterIndex:
     :param replayed: the dead letters with a replay marker.
     :param stalled: the partitions that could not be read to their ends.
     :param total: the number of records that are not markers, selected or not.
+    :param keys: the keys of the records that are readable dead letters.
     """
 
     dead_letters: dict[DeadLetterPosition, DeadLetter] = field(default_factory=dict)
@@ -60,6 +62,8 @@ class DeadLetterIndex:
     replayed: set[DeadLetterPosition] = field(default_factory=set)
     stalled: tuple[PartitionStalled, ...] = ()
     total: int = 0
+    _: KW_ONLY
+    keys: dict[DeadLetterPosition, bytes | None] = field(default_factory=dict)
 
     def take(self, record: ConsumerRecord) -> None:
         """Add a record. The records of a partition must be added in their order."""
@@ -67,6 +71,13 @@ class DeadLetterIndex:
         purged = purged_offset(record.key, record.value)
         if marked is not None:
             self.replayed.add(DeadLetterPosition(record.topic, record.partition, marked))
+        elif is_erasing_tombstone(record.key, record.value, record.headers):
+            for position in [
+                where
+                for where in self.dead_letters
+                if self.keys[where] == record.key and (where.topic, where.partition) == (record.topic, record.partition)
+            ]:
+                del self.dead_letters[position]
         elif purged is not None:
             for position in [
                 each for each in (*self.dead_letters, *self.unreadable) if _is_purged(each, record, purged)
@@ -77,6 +88,7 @@ class DeadLetterIndex:
             position = position_of(record)
             try:
                 self.dead_letters[position] = _without_value(dead_letter_of(record))
+                self.keys[position] = record.key
             except UnreadableDeadLetter as error:
                 self.unreadable[position] = Junk(error.problem, record.timestamp)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bcs.domain.history import FactsRecorded
 from bcs.domain.state import delta_of
+from bcs.errors import BatchErased
 
 if TYPE_CHECKING:
     # This module needs the extra `postgres`.
@@ -40,7 +41,10 @@ class EssayLimit:
             return True
         if batch_id not in self._essays:
             await write_pending()
-            self._essays[batch_id] = set((await self._archive.state(batch_id)).first_seen_us)
+            try:
+                self._essays[batch_id] = set((await self._archive.state(batch_id)).first_seen_us)
+            except BatchErased:
+                return True  # the archive drops the entry
         essays = self._essays[batch_id]
         if not named <= essays and len(named | essays) > self._most:
             return False

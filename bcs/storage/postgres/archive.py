@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from typing import Any
 
+from bcs.domain.erasure import ErasureRecorded, decode_tombstone
 from bcs.domain.facts import parts_of
 from bcs.domain.history import ArchivedEntry, FactsRecorded, HistoryEntry, facts_in
 from bcs.domain.state import BatchState, delta_of
-from bcs.errors import StoreCorrupted, StoreRefused
+from bcs.errors import BatchErased, StoreCorrupted, StoreRefused
 from bcs.storage.pace import paced
 from bcs.storage.ports import Waiting
 from bcs.storage.postgres import sql as statements
@@ -19,7 +21,15 @@ from bcs.storage.postgres.batch_finder import ArchivedBatches
 from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.history_search import HistorySearch
 from bcs.storage.postgres.pace import extra_seconds
-from bcs.storage.postgres.rows import archived_entries, merge_arguments, state_of, to_text
+from bcs.storage.postgres.rows import (
+    ERASED,
+    archived_entries,
+    erasure_arguments,
+    from_text,
+    merge_arguments,
+    state_of,
+    to_text,
+)
 from bcs.wire.published import OutboundMessage, announced_ms
 
 Part = tuple[Mapping[str, BatchState], Sequence[HistoryEntry]]
@@ -29,6 +39,20 @@ _NEWEST = 2**63 - 1
 # Making and encoding the arguments of a statement blocks the event loop: some milliseconds for so many facts.
 _FACTS_PER_STATEMENT = 500
 _MOST_COUNTED = 10_000
+_ROWS_DELETED_AT_A_TIME = 5_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErasedRows:
+    """What was deleted of a batch.
+
+    :param facts: marks of essays, outcomes, reports and invalidations.
+    :param entries: entries of its history.
+    """
+
+    essays: int
+    facts: int
+    entries: int
 
 
 class PostgresArchive:
@@ -94,6 +118,8 @@ class PostgresArchive:
     async def write(self, entries: Sequence[HistoryEntry], *, deadline_seconds: float | None = None) -> None:
         """Merge the entries' facts and insert the entries, all or none; an entry that is there already is not added.
 
+        What is about an erased batch is left out.
+
         :param deadline_seconds: replaces the usual deadline, which is longer for large writes.
         :raises StoreUnavailable: whether the entries were written is unknown.
         :raises StoreRefused: one of the entries can't be stored, now or later.
@@ -139,6 +165,7 @@ class PostgresArchive:
 
         :raises StoreUnavailable: no answer.
         :raises StoreCorrupted: this release does not write such rows.
+        :raises BatchErased: the batch was erased.
         """
 
         async def read(connection: Any) -> Any:
@@ -146,6 +173,9 @@ class PostgresArchive:
 
         rows = await self._gateway.run(read)
         with _as_corruption("state"):
+            for kind, _, _, _, text, *_ in rows:
+                if kind == ERASED:
+                    raise BatchErased(batch_id, decode_tombstone(from_text(text)))
             return await state_of(rows)
 
     async def history(self, batch_id: str, *, before: int | None = None, limit: int) -> list[ArchivedEntry]:
@@ -220,6 +250,49 @@ class PostgresArchive:
         at_ms = announced_ms(row["oldest"]) if row["oldest"] is not None else None
         return Waiting(row["count"], 0.0 if at_ms is None else max(0.0, now.timestamp() - at_ms / 1000))
 
+    async def refuse(self, erasure: ErasureRecorded) -> None:
+        """Put a tombstone on a batch, and the erasure into its history: from then on nothing is added to the batch.
+
+        :raises StoreUnavailable: the tombstone may be there or not.
+        """
+        arguments = erasure_arguments(erasure)
+
+        async def refuse(connection: Any) -> None:
+            await connection.execute(statements.ERASE, *arguments)
+
+        await self._gateway.run(refuse)
+
+    async def erase(self, batch_id: str) -> ErasedRows:
+        """Delete all rows of a batch with a tombstone but the entries about erasures, a part at a time.
+
+        :raises StoreUnavailable: a part was deleted; another call deletes the rest.
+        """
+        key = await self._gateway.run(lambda connection: connection.fetchval(statements.BATCH_KEY, to_text(batch_id)))
+        deleted = dict.fromkeys(statements.DELETE_ERASED, 0)
+        for table, statement in statements.DELETE_ERASED.items():
+            some = _ROWS_DELETED_AT_A_TIME
+            while some == _ROWS_DELETED_AT_A_TIME:
+
+                async def delete(connection: Any, statement: str = statement) -> str:
+                    tag: str = await connection.execute(statement, key, _ROWS_DELETED_AT_A_TIME)
+                    return tag
+
+                some = int((await self._gateway.run(delete)).split()[-1])
+                deleted[table] += some
+        return _erased_rows(deleted)
+
+    async def erasable(self, batch_id: str) -> ErasedRows:
+        """What `erase` would delete now; nothing is changed.
+
+        :raises StoreUnavailable: no answer.
+        """
+
+        async def count(connection: Any) -> dict[str, int]:
+            key = await connection.fetchval(statements.BATCH_KEY, to_text(batch_id))
+            return {table: await connection.fetchval(query, key) for table, query in statements.COUNT_ERASABLE.items()}
+
+        return _erased_rows(await self._gateway.run(count))
+
     async def delete_expired(self, before: datetime, limit: int, deadline_seconds: float) -> int:
         """Delete some expired history entries and batches: one small step. This locks rows, never a table.
 
@@ -244,6 +317,12 @@ class PostgresArchive:
 def _announcement(row: Any) -> OutboundMessage:
     value = row["value"]
     return OutboundMessage(row["kind"], row["topic"], row["key"], value, waits_since_ms=announced_ms(value))
+
+
+def _erased_rows(rows: Mapping[str, int]) -> ErasedRows:
+    """The number of rows of each kind, by the number in each table."""
+    facts = sum(rows.values()) - rows["history"] - rows["essays"]
+    return ErasedRows(essays=rows["essays"], facts=facts, entries=rows["history"])
 
 
 @contextmanager

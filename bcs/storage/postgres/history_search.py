@@ -9,7 +9,7 @@ from typing import Any
 
 from bcs.domain.dead_lettered import DEAD_LETTERED
 from bcs.domain.history import ArchivedEntry
-from bcs.domain.history_filter import FACTS, RESOLUTION, HistoryFilter
+from bcs.domain.history_filter import ERASURE, FACTS, RESOLUTION, HistoryFilter
 from bcs.domain.slices import Sliced
 from bcs.domain.times import LATEST_US, datetime_of
 from bcs.errors import StoreCorrupted
@@ -88,7 +88,7 @@ class HistorySearch:
 
 def _type(entry_type: str | None) -> tuple[str | None, str | None, str | None]:
     """The kind, the topic, and the event type where no topic says it."""
-    if entry_type is None or entry_type in (FACTS, RESOLUTION):
+    if entry_type is None or entry_type in (FACTS, RESOLUTION, ERASURE):
         return entry_type, None, None
     if entry_type == DEAD_LETTERED:
         return DEAD_LETTER, None, None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from anyio.lowlevel import checkpoint
 
 from bcs.domain.dead_lettered import DEAD_LETTERED
+from bcs.domain.erasure import ErasureRecorded, encode_tombstone
 from bcs.domain.facts import Outcome
 from bcs.domain.history import ArchivedEntry, FactsRecorded, HistoryEntry, PipelineResolved, Position
 from bcs.domain.slices import Sliced
@@ -17,9 +20,11 @@ from bcs.domain.state import TIMED, BatchState, Ending, Expected, Mark
 from bcs.domain.times import EPOCH, datetime_of
 from bcs.storage.history_codec import decode_detail, encode_detail
 
-FACTS, RESOLUTION = "facts", "resolution"
+FACTS, RESOLUTION, ERASURE = "facts", "resolution", "erasure"
 DEAD_LETTER = "dead_letter"
 """Such an entry has the form of one with facts, and none."""
+ERASED = "erased"
+"""The kind of the row of the state statement that has the tombstone of an erased batch."""
 
 _ESSAYS_WITHOUT_A_PAUSE = 5000
 
@@ -140,6 +145,9 @@ def archived_entry(batch_id: str, row: Mapping[str, Any]) -> ArchivedEntry:
     correlation_id, event_id = (
         None if row[column] is None else from_text(row[column]) for column in ("correlation_id", "event_id")
     )
+    at_us = (row["recorded_at"] - EPOCH) // timedelta(microseconds=1)
+    if row["kind"] == ERASURE:
+        return ArchivedEntry(row["number"], _erasure(row["entry_id"], batch_id, at_us, correlation_id, row["detail"]))
     position = None
     if row["source_topic"] is not None:
         position = Position(row["source_topic"], row["source_partition"], row["source_offset"])
@@ -148,7 +156,7 @@ def archived_entry(batch_id: str, row: Mapping[str, Any]) -> ArchivedEntry:
         row["detail"],
         entry_id=row["entry_id"],
         batch_id=batch_id,
-        at_us=(row["recorded_at"] - EPOCH) // timedelta(microseconds=1),
+        at_us=at_us,
         correlation_id=correlation_id,
         event_id=event_id,
         position=position,
@@ -163,6 +171,35 @@ def archived_entries(batch_id: str, rows: Iterable[Mapping[str, Any]]) -> Sliced
         entries.append(archived_entry(batch_id, row))
         yield
     return entries
+
+
+def erasure_arguments(entry: ErasureRecorded) -> tuple[Any, ...]:
+    """The arguments of the statement that erases a batch."""
+    return (
+        to_text(entry.batch_id),
+        datetime_of(entry.until_us),
+        to_text(encode_tombstone(entry.tombstone)),
+        entry.entry_id,
+        datetime_of(entry.at_us),
+        to_text(entry.correlation_id),
+        json.dumps({"erased_by": entry.erased_by, "reason": entry.reason, "until_us": entry.until_us}),
+    )
+
+
+def _erasure(entry_id: UUID, batch_id: str, at_us: int, correlation_id: str | None, detail: str) -> ErasureRecorded:
+    try:
+        document = json.loads(detail)
+        return ErasureRecorded(
+            entry_id,
+            batch_id,
+            at_us,
+            correlation_id=correlation_id or "",
+            erased_by=document["erased_by"],
+            reason=document["reason"],
+            until_us=document["until_us"],
+        )
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"not an erasure's details: {error!r}") from None
 
 
 def _history_row(number: int, entry: HistoryEntry) -> tuple[Any, ...]:

@@ -4,7 +4,8 @@
 """
 
 # One round trip, one transaction. Every replica first locks the rows of `batches`, in the same order and until the end,
-# so two replicas can't deadlock, and no other session can delete the rows of a batch in between.
+# so two replicas can't deadlock, and no other session can delete the rows of a batch in between. An erased batch is
+# left out: nothing about it is merged or inserted until its tombstone ends.
 MERGE = """
 WITH named AS (
     SELECT * FROM unnest($1::text[], $2::numeric[], $3::bigint[], $37::boolean[]) WITH ORDINALITY
@@ -25,7 +26,9 @@ WITH named AS (
                 known.expected_at_us IS NULL
                 OR (excluded.expected_at_us, excluded.expected_count) > (known.expected_at_us, known.expected_count)
             )) AS comparison (newer)
-        )
+        ),
+        erased_until = NULL, tombstone = NULL
+        WHERE known.erased_until IS NULL OR known.erased_until <= now()
     RETURNING batch_key, batch_id
 ), keyed AS (
     SELECT n::integer, batch_key FROM named JOIN batch USING (batch_id)
@@ -92,10 +95,13 @@ ON CONFLICT (batch_key, entry_id) DO NOTHING
 # take most of the time.
 STATE = """
 WITH batch AS MATERIALIZED (
-    SELECT batch_key, expected_count, expected_at_us FROM batches WHERE batch_id = $1
+    SELECT batch_key, expected_count, expected_at_us, CASE WHEN erased_until > now() THEN tombstone END AS tombstone
+    FROM batches WHERE batch_id = $1
 )
 SELECT 'expected', NULL, NULL, NULL::text[], NULL, NULL::boolean, expected_count, ARRAY[expected_at_us]
     FROM batch WHERE expected_at_us IS NOT NULL
+UNION ALL
+SELECT 'erased', NULL, NULL, NULL, tombstone, NULL, NULL, NULL FROM batch WHERE tombstone IS NOT NULL
 UNION ALL
 SELECT 'essay', NULL, NULL, array_agg(essay_id), NULL, NULL, NULL, array_agg(first_seen_us) FROM essays
     WHERE batch_key = (SELECT batch_key FROM batch)
@@ -240,7 +246,8 @@ WHERE ctid = ANY (ARRAY(SELECT ctid FROM history WHERE recorded_at < $1 ORDER BY
 # An array instead of a join, because a join may read a whole table.
 DELETE_EXPIRED_BATCHES = """
 WITH old AS MATERIALIZED (
-    SELECT batch_key FROM batches WHERE touched_on < $1 ORDER BY batch_id LIMIT $2 FOR UPDATE SKIP LOCKED
+    SELECT batch_key FROM batches WHERE touched_on < $1 AND (erased_until IS NULL OR erased_until <= now())
+    ORDER BY batch_id LIMIT $2 FOR UPDATE SKIP LOCKED
 ), no_essay AS (
     DELETE FROM essays WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_mark AS (
@@ -256,3 +263,41 @@ WITH old AS MATERIALIZED (
 )
 DELETE FROM batches WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 """
+
+# The row of the batch is locked as by `MERGE`: when this has ended, no writer adds anything. The tombstone that lasts
+# longer stays in force.
+ERASE = """
+WITH batch AS (
+    INSERT INTO batches AS known (batch_id, touched_on, erased_until, tombstone)
+    VALUES ($1, current_date, $2, $3)
+    ON CONFLICT (batch_id) DO UPDATE SET
+        touched_on = excluded.touched_on, expected_count = NULL, expected_at_us = NULL,
+        erased_until = greatest(known.erased_until, excluded.erased_until),
+        tombstone = CASE
+            WHEN known.erased_until > excluded.erased_until THEN known.tombstone ELSE excluded.tombstone
+        END
+    RETURNING batch_key
+)
+INSERT INTO history (batch_key, entry_id, recorded_at, kind, correlation_id, detail)
+SELECT batch_key, $4, $5, 'erasure', $6, $7::json FROM batch
+ON CONFLICT (batch_key, entry_id) DO NOTHING
+RETURNING batch_key
+"""
+
+BATCH_KEY = "SELECT batch_key FROM batches WHERE batch_id = $1"
+
+_ERASED_TABLES = {
+    **dict.fromkeys(("essays", "marks", "outcomes", "phase_reports", "invalidations"), "batch_key = $1"),
+    "history": "batch_key = $1 AND kind <> 'erasure'",
+}
+
+COUNT_ERASABLE = {
+    table: f"SELECT count(*) FROM {table} WHERE {condition}"  # noqa: S608 (constants)
+    for table, condition in _ERASED_TABLES.items()
+}
+
+# A part at a time: a batch may have a million rows.
+DELETE_ERASED = {
+    table: f"DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} WHERE {condition} LIMIT $2))"  # noqa: S608 (constants)
+    for table, condition in _ERASED_TABLES.items()
+}

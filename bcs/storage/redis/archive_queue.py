@@ -9,7 +9,7 @@ import anyio
 
 from bcs.domain.history import HistoryEntry
 from bcs.errors import BacklogFull, StoreUnavailable
-from bcs.storage.history_codec import decode_entry, encode_entry
+from bcs.storage.history_codec import decode_entry, encode_entry, is_entry_about
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.queue import KnownLengths, RedisQueue
@@ -186,6 +186,9 @@ class ArchiveStream(RedisQueue[HistoryEntry]):
 
     def _fields(self, entry: HistoryEntry) -> list[str | bytes]:
         return ["entry", encode_entry(entry)]
+
+    def _is_about(self, fields: dict[bytes, bytes], batch_id: str) -> bool:
+        return is_entry_about(fields.get(b"entry", b""), batch_id)
 
     def _item(self, fields: dict[bytes, bytes]) -> HistoryEntry:
         return decode_entry(fields[b"entry"])

@@ -13,9 +13,11 @@ from struct import Struct
 from urllib.parse import quote
 
 from bcs.domain.columns import NEVER_SEEN, NO_MARK, EssayColumns, Slot, mark_number, mark_of, outcome_of
+from bcs.domain.erasure import decode_tombstone
 from bcs.domain.facts import Outcome
 from bcs.domain.slices import SLICE, Sliced, in_slices
 from bcs.domain.state import ALL_ESSAYS, TIMED, BatchState, Ending, Expected, Mark
+from bcs.errors import Tombstone
 
 LAYOUT = 3
 """A part of every key, so that data in another layout is not found."""
@@ -28,6 +30,10 @@ COUNT_FIELD = "essays"
 SLOTS_FIELD = "slots"
 """How many slots the rows have."""
 EXPECTED_FIELD = "expected"
+ERASED_FIELD = "erased"
+"""The tombstone of an erased batch, which refuses all facts. Its hash has nothing else, once the batch is erased."""
+LAWS_FIELD = "laws"
+"""The fingerprints of the laws that have a stored summary, so that these summaries can be found."""
 REPORT_PREFIX = "report:"
 OUTCOME_PREFIX = "outcome:"
 INVALID_PREFIX = "invalid:"
@@ -75,6 +81,7 @@ class StoredBatch:
     :param stamp: the complete stamp, see `ArchiveBackfill`; None where the batch has none.
     :param redis: the identity of the server that the batch was read from; empty where the server does not report one.
     :param former: what is stored of the batch in the former layout.
+    :param erased: the tombstone of an erased batch.
     """
 
     registers: BatchState
@@ -85,6 +92,7 @@ class StoredBatch:
     stamp: str | None = None
     redis: str = ""
     former: BatchState | None = None
+    erased: Tombstone | None = None
 
 
 def essay_field(essay_id: str) -> bytes:
@@ -221,6 +229,7 @@ def decoding_batch(fields: Sequence[bytes], redis: str) -> Sliced[StoredBatch]:
         version=None if version is None else int(version),
         stamp=registers.get(STAMP_FIELD),
         redis=redis,
+        erased=decode_tombstone(registers[ERASED_FIELD]) if ERASED_FIELD in registers else None,
     )
 
 

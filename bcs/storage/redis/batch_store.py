@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,20 +12,31 @@ import structlog
 from redis.exceptions import ResponseError
 
 from bcs.domain.columns import tallying
+from bcs.domain.erasure import decode_tombstone
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
-from bcs.errors import CommitConflict, StoreCorrupted, StoreUnavailable
+from bcs.errors import BatchErased, CommitConflict, StoreCorrupted, StoreUnavailable, Tombstone
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.committing import CommitPolicy, commit_with, persistently
 from bcs.storage.pace import paced
-from bcs.storage.ports import Committed
-from bcs.storage.redis.batch_codec import COUNT_FIELD, STAMP_FIELD, VERSION_FIELD, BatchKeys, essay_field
+from bcs.storage.ports import Committed, ErasedCopy
+from bcs.storage.redis.batch_codec import (
+    COUNT_FIELD,
+    ERASED_FIELD,
+    LAWS_FIELD,
+    STAMP_FIELD,
+    VERSION_FIELD,
+    BatchKeys,
+    essay_field,
+)
 from bcs.storage.redis.batch_commands import decoding, decoding_state, merging, watch, writing
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.dry_run import DryRun
+from bcs.storage.redis.erasing import erase_in_redis, look_in_redis
 from bcs.storage.redis.errors import refuses_command
-from bcs.storage.redis.merge_script import FULL, INCOMPLETE, MERGE
+from bcs.storage.redis.merge_script import ERASED, FULL, INCOMPLETE, MERGE
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.stored_batches import StoredBatches, as_corruption
 from bcs.storage.redis.summary_cache import KeptSummary, SummaryCache
@@ -40,6 +51,8 @@ _REFUSAL_SECONDS = 5.0
 # Larger commands and replies would delay other callers on the shared connection.
 _ARGUMENTS_SHARED = 500
 _ESSAYS_SHARED = 200
+# With more, the value has more than 64 bytes, and Redis does not keep the hash in its compact form.
+_LAWS_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +158,7 @@ class RedisStateStore:
 
         :returns: False if the batch does not have the stamp; then nothing was merged.
         :raises TooManyEssays: the batch has no room for the new essays; nothing was merged.
+        :raises BatchErased: nothing was merged.
         """
         calculation = merging(delta, ttl_ms=self._ttl_ms, stamp=stamp, max_essays=self._max_essays)
         arguments = await paced(calculation)
@@ -175,6 +189,8 @@ class RedisStateStore:
             return True
         if reply[0] == INCOMPLETE:
             return False
+        if reply[0] == ERASED:
+            raise self._erased(batch_id, keys, reply[1])
         assert reply[0] == FULL  # noqa: S101 (the script has no other reply)
         self._roster.note_size(batch_id, reply[1])
         await self.ensure_room(batch_id, delta.first_seen_us)
@@ -185,7 +201,7 @@ class RedisStateStore:
         """Commit with WATCH, MULTI and EXEC, and backfill the batch if it may lack something."""
 
         async def optimistically() -> None:
-            found = await self._transact(batch_id, keys, delta)
+            found = await self._transacted(batch_id, keys, delta)
             self._roster.note_size(batch_id, len(found.state.first_seen_us))
 
         async def by_script() -> None:
@@ -194,16 +210,29 @@ class RedisStateStore:
 
         return await commit_with(self._policy, optimistically, by_script)
 
+    async def _transacted(self, batch_id: str, keys: BatchKeys, delta: BatchState | None) -> _Found:
+        """See `_transact`. A tombstone that only the archive has is put into Redis, which may have lost it."""
+        try:
+            return await self._transact(batch_id, keys, delta)
+        except BatchErased as erased:
+            if not erased.in_redis:
+                await self.erase(batch_id, erased.tombstone)
+            raise
+
     async def _transact(self, batch_id: str, keys: BatchKeys, delta: BatchState | None) -> _Found:
         """Backfill a batch, merge a delta, and write what changed.
 
         :param delta: None to read the batch only.
         :raises CommitConflict: another writer changed the batch meanwhile; nothing was written.
+        :raises BatchErased: nothing was written.
         """
         async with self._nodes.at(keys.facts).session() as session:
             commands = (*watch(keys), ("PTTL", keys.facts), ("TIME",))
             _, *replies, remaining_ms, [seconds, microseconds] = await session.call(*commands)
             stored = await paced(decoding(keys, replies, session.identity), session.paused)
+            if stored.erased:
+                await session.call(("UNWATCH",))
+                raise BatchErased(batch_id, stored.erased, in_redis=True)
             state = await paced(decoding_state(keys, stored), session.paused)
             changed = await paced(state.copying(), session.paused) if stored.former else BatchState()
             stamp = stored.stamp
@@ -257,7 +286,9 @@ class RedisStateStore:
         keys = self._batches.keys(batch_id)
         with as_corruption(keys):
             node = self._nodes.at(keys.facts)
-            [count] = await node.call_multiplexed(("HGET", keys.facts, COUNT_FIELD))
+            [(count, erased)] = await node.call_multiplexed(("HMGET", keys.facts, COUNT_FIELD, ERASED_FIELD))
+            if erased is not None:
+                raise self._erased(batch_id, keys, erased)
             size = _number(keys, count or b"0")
             self._roster.note_size(batch_id, size)
             if self._roster.has_room(batch_id, len(essays)):
@@ -272,7 +303,7 @@ class RedisStateStore:
         """See `StateStore.summary`."""
         law = law or self._law
         keys = self._batches.keys(batch_id)
-        head = ("HMGET", keys.facts, VERSION_FIELD, STAMP_FIELD, COUNT_FIELD)
+        head = ("HMGET", keys.facts, VERSION_FIELD, STAMP_FIELD, COUNT_FIELD, ERASED_FIELD)
         node = self._nodes.at(keys.facts)
         kept = self._summaries.get(batch_id, law.fingerprint)
         try:
@@ -287,7 +318,9 @@ class RedisStateStore:
         except ResponseError:
             # BCS did not write one of these keys. A summary is made again; facts are reported as corrupt.
             return await self._made_summary(batch_id, keys, law, size=0, former=True)
-        (version, stamp, count), redis = replies[-1], replies.peer.identity
+        (version, stamp, count, erased), redis = replies[-1], replies.peer.identity
+        if erased is not None:
+            raise self._erased(batch_id, keys, erased)
         # A batch whose summary this process has kept was taken over before.
         former = not kept and any(replies[: len(keys.former)])
         if version is None:
@@ -376,7 +409,7 @@ class RedisStateStore:
         found = list[_Found]()
 
         async def optimistically() -> None:
-            found.append(await self._transact(batch_id, keys, None))
+            found.append(await self._transacted(batch_id, keys, None))
 
         async def without_storing() -> None:
             found.append(_Found(await self.state(batch_id), 0, ""))
@@ -392,19 +425,24 @@ class RedisStateStore:
         async def optimistically() -> None:
             async with self._nodes.at(keys.facts).session() as session:
                 watched = await session.call(
-                    ("WATCH", keys.facts), ("HGET", keys.facts, VERSION_FIELD), ("PTTL", keys.facts)
+                    ("WATCH", keys.facts),
+                    ("HMGET", keys.facts, VERSION_FIELD, LAWS_FIELD, ERASED_FIELD),
+                    ("PTTL", keys.facts),
                 )
-                _, version, remaining_ms = watched
+                _, (version, laws, erased), remaining_ms = watched
                 if (
-                    version != str(summary.version).encode()
+                    erased is not None
+                    or version != str(summary.version).encode()
                     or remaining_ms <= 0
                     or not self._may_be_of(session.identity, batch_id, summary, fingerprint)
                 ):
                     await session.call(("UNWATCH",))
                     return  # a newer summary will be made when it is needed
-                key = keys.summary(fingerprint)
-                store = ("SET", key, encode_summary(summary), "PX", remaining_ms)
-                if (await session.call(("MULTI",), store, ("EXEC",)))[-1] is None:
+                store: list[Command] = [("SET", keys.summary(fingerprint), encode_summary(summary), "PX", remaining_ms)]
+                known = (laws or b"").decode().split(",") if laws else []
+                if fingerprint not in known:
+                    store.append(("HSET", keys.facts, LAWS_FIELD, ",".join([*known, fingerprint][-_LAWS_NAMED:])))
+                if (await session.call(("MULTI",), *store, ("EXEC",)))[-1] is None:
                     raise CommitConflict(batch_id)
 
         async def without_storing() -> None:
@@ -428,6 +466,36 @@ class RedisStateStore:
     async def partial_state(self, batch_id: str) -> BatchState:
         """See `StateStore.partial_state`."""
         return (await self._batches.copy(batch_id)).state
+
+    async def is_erased(self, batch_id: str) -> bool:
+        """See `StateStore.is_erased`."""
+        keys = self._batches.keys(batch_id)
+        with as_corruption(keys):
+            [erased] = await self._nodes.at(keys.facts).call_multiplexed(("HGET", keys.facts, ERASED_FIELD))
+        return erased is not None
+
+    async def erasable(self, batch_id: str) -> ErasedCopy:
+        """See `StateStore.erasable`."""
+        keys = self._batches.keys(batch_id)
+        with as_corruption(keys):
+            copy, summaries = await look_in_redis(self._nodes, keys, law=self._law.fingerprint)
+            [*stored] = await self._nodes.at(keys.facts).call(*(("EXISTS", key) for key in summaries))
+        return replace(copy, summaries=sum(map(int, stored)))
+
+    async def erase(self, batch_id: str, tombstone: Tombstone) -> ErasedCopy:
+        """See `StateStore.erase`."""
+        keys = self._batches.keys(batch_id)
+        with as_corruption(keys):
+            erased = await erase_in_redis(self._nodes, keys, tombstone, law=self._law.fingerprint)
+        self._summaries.forget(batch_id)
+        return erased
+
+    def _erased(self, batch_id: str, keys: BatchKeys, tombstone: bytes) -> BatchErased:
+        self._summaries.forget(batch_id)
+        try:
+            return BatchErased(batch_id, decode_tombstone(tombstone), in_redis=True)
+        except ValueError as error:
+            raise StoreCorrupted(keys.stem, str(error)) from None
 
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`."""

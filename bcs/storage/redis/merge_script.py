@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from bcs.storage.redis.script import Script
 
-INCOMPLETE, FULL = b"incomplete", b"full"
-"""Why the script changed nothing: the batch does not have the stamp; the batch has no room for the new essays. With
-`FULL` comes the number of essays that the batch has. After a merge the reply is the number of essays alone."""
+INCOMPLETE, FULL, ERASED = b"incomplete", b"full", b"erased"
+"""Why the script changed nothing: the batch does not have the stamp; the batch has no room for the new essays; the
+batch was erased. With `FULL` comes the number of essays that the batch has, with `ERASED` the tombstone. After a merge
+the reply is the number of essays alone."""
 
 MERGE = Script("""
 -- KEYS: the hash with the batch's facts.
@@ -131,9 +132,10 @@ local row_count = tonumber(ARGV[5 + slot_count])
 local first_row = 6 + slot_count
 local first_register = first_row + 2 * row_count
 
-local names = {'version', 'complete', 'essays', 'slots'}
+local names = {'version', 'complete', 'essays', 'slots', 'erased'}
+local OWN = #names
 for number = 1, slot_count do
-  names[4 + number] = ARGV[4 + number]
+  names[OWN + number] = ARGV[4 + number]
 end
 for position = first_row, first_register - 1, 2 do
   names[#names + 1] = ARGV[position]
@@ -149,6 +151,9 @@ for first = 1, #names, AT_A_TIME do
   end
 end
 
+if stored[5] then
+  return {'erased', stored[5]}
+end
 local version, stored_stamp, essays, slots = stored[1], stored[2], stored[3] or '0', stored[4] or '0'
 if version and not (string.match(version, '^%d+$') and #version <= 16) then
   return corrupt('not a version: ' .. version)
@@ -170,11 +175,11 @@ end
 
 local before_mark = {}
 for number = 1, slot_count do
-  local slot = stored[4 + number]
+  local slot = stored[OWN + number]
   if not slot then
     slot = slots
     slots = slots + 1
-    set(names[4 + number], slot)
+    set(names[OWN + number], slot)
     set('slots', slots)
   elseif not string.match(slot, '^%d+$') or tonumber(slot) >= known_slots then
     return corrupt('not a slot: ' .. slot)
@@ -184,7 +189,7 @@ end
 
 for number = 1, row_count do
   local name, new = ARGV[first_row + 2 * number - 2], ARGV[first_row + 2 * number - 1]
-  local old = stored[4 + slot_count + number]
+  local old = stored[OWN + slot_count + number]
   local row = old or NEVER_SEEN
   if #row == 0 or #row % NUMBER ~= 0 or #row > NUMBER * (1 + known_slots) then
     return corrupt('a row of ' .. #row .. ' bytes')
@@ -219,7 +224,7 @@ if essays > known then
   set('essays', essays)
 end
 
-local place = 4 + slot_count + row_count
+local place = OWN + slot_count + row_count
 for position = first_register, #ARGV, 3 do
   place = place + 1
   local name, value, old = ARGV[position + 1], ARGV[position + 2], stored[place]

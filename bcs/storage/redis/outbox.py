@@ -21,6 +21,9 @@ from bcs.wire.published import OutboundMessage
 # The publisher asks every 50 ms under load, so that each of 16 streams has its turn within 200 ms.
 _FEW = 25
 
+DEAD_LETTER = b"dead_letter"
+"""The kind of messages that are erased with their batch."""
+
 
 def parked_key(prefix: str, number: int) -> str:
     """The key of the stream of messages that Kafka will never accept, beside the stream with a number."""
@@ -159,6 +162,11 @@ class OutboxStream(RedisQueue[OutboundMessage]):
         if message.headers:
             fields += ["headers", to_json([(name, _text(value)) for name, value in message.headers])]
         return fields
+
+    def _is_about(self, fields: dict[bytes, bytes], batch_id: str) -> bool:
+        # A dead letter has the event, and the batch's id as its key. An announcement has nothing of the pupils, and who
+        # was told of a pruned phase waits for it.
+        return fields.get(b"kind") == DEAD_LETTER and fields.get(b"key") == batch_id.encode()
 
     def _item(self, fields: dict[bytes, bytes]) -> OutboundMessage:
         return OutboundMessage(

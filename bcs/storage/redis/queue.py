@@ -17,7 +17,7 @@ from bcs.storage.ports import Leased
 from bcs.storage.redis.commands import Command, packed_one
 from bcs.storage.redis.errors import GROUP_EXISTS, NO_GROUP, code_of
 from bcs.storage.redis.nodes import Node, Nodes
-from bcs.storage.redis.queue_scripts import ACK, ADD, LEASE, MOVE, RECOVER, WAITING
+from bcs.storage.redis.queue_scripts import ACK, ADD, LEASE, MOVE, RECOVER, REMOVE, WAITING
 from bcs.storage.redis.script import Script
 
 T = TypeVar("T")
@@ -341,6 +341,49 @@ class RedisQueue(ABC, Generic[T]):
 
     def _memory(self, name: str) -> tuple[str, str]:
         return f"{self.key}:{name}", f"{self.key}:{name}:before"
+
+    @abstractmethod
+    def _is_about(self, fields: dict[bytes, bytes], batch_id: str) -> bool:
+        """True if an entry has something of a batch that has to be erased with it."""
+
+    async def erase(self, batch_id: str, *, dry_run: bool) -> int:
+        """Remove the entries about a batch, leased and parked ones included.
+
+        :param dry_run: True to count them only.
+        :returns: how many there were.
+        :raises StoreUnavailable: some entries may be removed.
+        """
+        return sum([await self._erase(key, batch_id, dry_run=dry_run) for key in self.keys])
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """The keys of the stream, and of the stream of its parked entries."""
+        return self.key, self._parked
+
+    async def _erase(self, key: str, batch_id: str, *, dry_run: bool) -> int:
+        found, after = 0, "-"
+        with self._wrong_type_as_outage():
+            while True:
+                [entries] = await self.node.call(("XRANGE", key, after, "+", "COUNT", _READ_AT_A_TIME))
+                ids = []
+                for entry_id, fields in entries:
+                    if self._is_about(dict(zip(fields[::2], fields[1::2], strict=True)), batch_id):
+                        ids.append(entry_id.decode())
+                    if sum(map(len, fields)) > _DECODED_AT_A_TIME_BYTES:
+                        await checkpoint()
+                if ids and not dry_run:
+                    await self._remove(key, ids)
+                found += len(ids)
+                if len(entries) < _READ_AT_A_TIME:
+                    return found
+                after = f"({entries[-1][0].decode()}"
+
+    async def _remove(self, key: str, ids: Sequence[str]) -> None:
+        keys = (key, *self._memory("moved"))
+        [[_, length]] = await self.node.call(("EVAL", REMOVE, len(keys), *keys, _KEPT_MOVES, self._group, *ids))
+        if key == self.key:
+            self.note_length(length)
+            self._note_given_back(ids)
 
     async def count(self) -> None:
         """Ask for the `length`, including leased entries.

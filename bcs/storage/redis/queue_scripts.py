@@ -196,6 +196,39 @@ identities a set holds, the consumer group, the number of additional fields and 
 values, and the ids.
 """
 
+REMOVE = (
+    _FAILING
+    + _IDENTITIES
+    + """
+local stream, known, before = unpack(KEYS)
+local removed = 0
+for position = 3, #ARGV do
+  local id = ARGV[position]
+  local _, failure = try('XACK', stream, ARGV[2], id)
+  if failure then
+    return failure
+  end
+  local deleted
+  deleted, failure = try('XDEL', stream, id)
+  if failure then
+    return failure
+  end
+  if deleted > 0 then
+    redis.call('SADD', known, id)
+    removed = removed + deleted
+  end
+end
+drop_older_set(known, before, ARGV[1])
+return {removed, redis.call('XLEN', stream)}
+"""
+)
+"""Removes entries for good; returns how many, and the stream's length.
+
+Who has leased an entry may give it back later. So it counts as moved, and is not added again.
+
+KEYS: the stream, the newer set, the older set. ARGV: how many identities a set holds, the consumer group, the ids.
+"""
+
 WAITING = Script(
     _FAILING
     + _WAITING_SINCE

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from redis.exceptions import ResponseError
 
+from bcs.domain.erasure import decode_tombstone
 from bcs.domain.state import BatchState
-from bcs.errors import StoreCorrupted
+from bcs.errors import BatchErased, StoreCorrupted
 from bcs.storage.pace import paced
-from bcs.storage.redis.batch_codec import COUNT_FIELD, STAMP_FIELD, VERSION_FIELD, BatchKeys, StoredBatch
+from bcs.storage.redis.batch_codec import COUNT_FIELD, ERASED_FIELD, STAMP_FIELD, VERSION_FIELD, BatchKeys, StoredBatch
 from bcs.storage.redis.batch_commands import decoding, decoding_state, reads
 from bcs.storage.redis.nodes import Nodes
 
@@ -71,27 +72,35 @@ class StoredBatches:
         :param former: False for a batch that is known to have no keys of the former layout.
         :raises StoreUnavailable: no answer.
         :raises StoreCorrupted: BCS did not write these values.
+        :raises BatchErased: the batch has a tombstone.
         """
         keys = self.keys(batch_id)
         commands = reads(keys, former=former)
         with as_corruption(keys):
             node = self._nodes.at(keys.facts)
             replies = await (node.call_multiplexed if shared else node.call)(*commands)
-        return await paced(decoding(keys, replies, replies.peer.identity))
+        stored = await paced(decoding(keys, replies, replies.peer.identity))
+        if stored.erased:
+            raise BatchErased(batch_id, stored.erased, in_redis=True)
+        return stored
 
     async def head(self, batch_id: str) -> BatchHead:
         """Read the version of a batch, over the shared connection; nothing is written.
 
         :raises StoreUnavailable: no answer.
         :raises StoreCorrupted: BCS did not write these values.
+        :raises BatchErased: the batch has a tombstone.
         """
         keys = self.keys(batch_id)
         with as_corruption(keys):
             replies = await self._nodes.at(keys.facts).call_multiplexed(
-                ("HMGET", keys.facts, VERSION_FIELD, STAMP_FIELD, COUNT_FIELD)
+                ("HMGET", keys.facts, VERSION_FIELD, STAMP_FIELD, COUNT_FIELD, ERASED_FIELD)
             )
-        version, stamp, essays = replies[0]
+        version, stamp, essays, erased = replies[0]
         try:
+            if erased is not None:
+                # The facts may still be there, if the erasure was interrupted.
+                raise BatchErased(batch_id, decode_tombstone(erased), in_redis=True)
             return BatchHead(
                 None if version is None else int(version),
                 None if stamp is None else stamp.decode(errors="replace"),
@@ -106,6 +115,7 @@ class StoredBatches:
 
         :raises StoreUnavailable: no answer.
         :raises StoreCorrupted: BCS did not write these values.
+        :raises BatchErased: the batch has a tombstone.
         """
         stored = await self.read(batch_id)
         state = await paced(decoding_state(self.keys(batch_id), stored))

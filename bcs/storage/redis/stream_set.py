@@ -13,15 +13,19 @@ from math import inf
 from typing import Any, Generic, TypeVar
 
 import anyio
+import structlog
 from redis.exceptions import ResponseError
 
 from bcs.errors import StoreUnavailable
-from bcs.storage.ports import Leased, Waiting
+from bcs.storage.ports import ErasedEntries, Leased, Waiting
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.nodes import Node
 from bcs.storage.redis.queue import KnownLengths, RedisQueue
-from bcs.storage.redis.stream_layouts import StreamLayouts, by_server
+from bcs.storage.redis.stream_layouts import StreamLayouts, by_server, small_calls
 
 T = TypeVar("T")
+
+log = structlog.stdlib.get_logger("bcs.queue")
 
 # Measuring asks all streams each second, and notices the end of a failure. Where nobody measures, whoever leases looks
 # again after this time: to ask a server that does not answer takes until the deadline.
@@ -254,6 +258,34 @@ class StreamSet(ABC, Generic[T]):
                 await stream.park(entry, problem)
 
         await self._change(self._by_stream([leased]), park)
+
+    async def erase(self, batch_id: str, *, dry_run: bool, seconds: float) -> ErasedEntries:
+        """Remove the entries about a batch from all streams, leased and parked ones included.
+
+        :param dry_run: True to count them only.
+        :param seconds: how long this may take.
+        """
+        erased, unread = 0, list[str]()
+        until = anyio.current_time() + seconds
+        await self._layouts.renew()
+        failing: dict[str, StoreUnavailable] = {}
+        commands: dict[str, list[Command]] = {
+            stream.key: [("XLEN", key) for key in stream.keys] for stream in self._streams()
+        }
+        lengths = await small_calls(self._layouts.nodes, commands, failing)
+        for stream in self._streams():
+            if stream.key in lengths and not any(lengths[stream.key]):
+                continue
+            number = None
+            with anyio.move_on_at(until):
+                try:
+                    number = await stream.erase(batch_id, dry_run=dry_run)
+                except StoreUnavailable as error:
+                    log.warning("entries_not_erased", stream=stream.key, batch_id=batch_id, problem=str(error))
+            if number is None:
+                unread.append(stream.key)
+            erased += number or 0
+        return ErasedEntries(erased, tuple(unread))
 
     async def backlog(self) -> int:
         """How many entries wait, including leased ones. Of streams that do not answer, the last known ones count."""

@@ -42,6 +42,10 @@ class SummaryCache:
         kept = self._summaries.get(batch_id)
         return kept if kept is not None and kept.law == law else None
 
+    def forget(self, batch_id: str) -> None:
+        """Forget the summary of a batch."""
+        self._summaries.pop(batch_id, None)
+
     def put(self, batch_id: str, kept: KeptSummary) -> None:
         """Keep a summary, unless the server has no identity; the batch that was put first makes room."""
         self._summaries.pop(batch_id, None)

@@ -24,6 +24,10 @@ value."""
 PURGE_PREFIX = b"purged:"
 """The prefix of a purge marker's key. The marker replaces a deletion where the broker can't delete records."""
 
+ERASED_HEADER = "bcs-erased"
+"""The header of a tombstone for the dead letters of an erased batch. Its key is the batch's id, as theirs is, so that a
+compacted topic removes them."""
+
 _OFFSET_DIGITS = 19
 
 
@@ -109,6 +113,11 @@ def purge_key(last: int) -> bytes:
 def purged_offset(key: bytes | None, value: bytes | None) -> int | None:
     """The offset up to which a purge marker's partition is purged; None when the message is not a purge marker."""
     return _offset_behind(PURGE_PREFIX, key, value)
+
+
+def is_erasing_tombstone(key: bytes | None, value: bytes | None, headers: Headers) -> bool:
+    """True if the dead letters with the same key before this message are erased."""
+    return value is None and key is not None and any(name == ERASED_HEADER for name, _ in headers)
 
 
 def _offset_behind(prefix: bytes, key: bytes | None, value: bytes | None) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest version."""
 
 VERSION_TABLE = "bcs_schema_version"
