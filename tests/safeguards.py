@@ -972,8 +972,8 @@ _ARCHIVE = (
         "history-once",
         "An entry of the history that comes again is kept once.",
         "bcs/storage/postgres/sql.py",
-        "ON CONFLICT (batch_key, entry_id) DO NOTHING\n",
-        "",
+        "ORDER BY place\nON CONFLICT (batch_key, entry_id) DO NOTHING\n",
+        "ORDER BY place\n",
         _in("integration/test_archive_store", "test_a_repeated_entry_is_stored_once"),
     ),
     Mutation(

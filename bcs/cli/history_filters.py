@@ -14,7 +14,7 @@ EntryType = Annotated[
     typer.Option(
         "--type",
         metavar="TYPE",
-        help="Only entries of this type: facts, resolution, or an event type such as PhaseReported.",
+        help="Only entries of this type: facts, resolution, erasure, or an event type such as PhaseReported.",
         show_default=False,
     ),
 ]

@@ -59,7 +59,7 @@ class HistoryQuery(Body):
     correlation_id: Annotated[str | None, Field(min_length=1, max_length=MOST_ID_CHARACTERS)] = None
     type: Annotated[
         str | None,
-        Field(min_length=1, description="`facts`, `resolution`, or an event type such as `PhaseReported`."),
+        Field(min_length=1, description="`facts`, `resolution`, `erasure`, or an event type such as `PhaseReported`."),
     ] = None
 
     @property

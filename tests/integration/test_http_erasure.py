@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from yarl import URL
 
 from bcs.storage.postgres.archive import PostgresArchive
 from tests.support import events
@@ -82,6 +84,47 @@ async def test_an_erased_batch_is_gone_and_its_late_events_are_dropped(
     assert (await erase(orchestrator, batch)).json["removed"] == []
 
 
+async def listed(caller: Orchestrator, batch: str) -> bool:
+    following = "/internal/v1/batches?limit=500"
+    while following:
+        page = await caller.request("GET", URL(following, encoded=True))
+        assert page.status == 200, page.body
+        if batch in [one["batch_id"] for one in page.json["batches"]]:
+            return True
+        following = page.json["next"]
+    return False
+
+
+async def test_no_other_call_knows_an_erased_batch(
+    orchestrator: Orchestrator, platform: Platform, service: RunningService, batch: str
+) -> None:
+    await platform.send(events.registered(batch, ESSAYS))
+    await until_known(orchestrator, batch)
+    path, plan = f"/internal/v1/batches/{batch}", {"batch_ids": [batch], "requested_pipeline": "nlp"}
+    await wait_until(lambda: listed(orchestrator, batch))
+
+    async def planned() -> Any:
+        answer = await orchestrator.request("POST", "/internal/v1/pipelines/plan", json=plan)
+        assert answer.status == 200, answer.body
+        return json.loads(answer.body.splitlines()[0])
+
+    # Summaries that the service keeps are of before.
+    assert (await planned())["essays_known"] == 2
+    assert (await erase(orchestrator, batch)).status == 200
+    order = {"phases": ["spellcheck"], "reason": "wrong"}
+    for answer in (
+        await orchestrator.get(f"{path}/explain/nlp"),
+        await orchestrator.get(f"/internal/v1/pipelines/nlp/graph?batch={batch}"),
+        await orchestrator.define(batch, dry_run=True),
+        await orchestrator.request("POST", f"{path}/invalidate", json=order),
+        await orchestrator.request("POST", f"{path}/invalidate", json={**order, "dry_run": True}),
+    ):
+        problem(answer, 410, "batch-erased")
+    line = await planned()
+    assert (line["problem"]["type"], line["problem"]["status"]) == ("urn:bcs:problem:batch-erased", 410)
+    assert not await listed(orchestrator, batch)
+
+
 @pytest.mark.parametrize("query", ["", "reason=", f"reason={'x' * 201}", "reason=a&reason=b", "reason=a&dry_run=2"])
 async def test_an_erasure_needs_a_reason(orchestrator: Orchestrator, batch: str, query: str) -> None:
     problem(await erase(orchestrator, batch, query), 400, "invalid-request")
@@ -110,5 +153,12 @@ async def test_the_history_keeps_who_erased_the_batch_and_why(
             assert entry["kind"] == "erasure"
             assert (entry["reason"], entry["erased_by"]) == ("asked for", erased["erased_by"])
             assert entry["refused_until"] == erased["refused_until"]
+            [found] = (await caller.get(f"/internal/v1/batches/{batch}/history?type=erasure")).json["entries"]
+            assert found == entry
+            assert not (await caller.get(f"/internal/v1/batches/{batch}/history?type=facts")).json["entries"]
+            query = f"correlation_id={entry['correlation_id']}&type=erasure"
+            everywhere = (await caller.get(f"/internal/v1/history?{query}")).json["entries"]
+            assert everywhere == [{"batch_id": batch, "entry": entry}]
+            assert not await listed(caller, batch)
             problem(await caller.define(batch), 410, "batch-erased")
             problem(await caller.complete(batch, "spellcheck"), 410, "batch-erased")
