@@ -41,6 +41,7 @@ async def test_an_operator_looks_and_declines(service: RunningService, told: str
     assert (await bcs("batches", "show", told, **settings_of(service))).exit_code == 0
 
 
+@pytest.mark.release
 async def test_the_batch_is_erased_and_what_kafka_keeps_is_listed(service: RunningService, told: str) -> None:
     arguments = ("batches", "erase", told, "--reason", "asked for", "--url", service.base)
     ran = await bcs(*arguments, "--yes", "--json", **settings_of(service))
