@@ -22,7 +22,7 @@ from tests.chaos.sizes import SIZES
 from tests.support.service import COMPLETE, DEFINE
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
 BEFORE_SECONDS = 1.0
 SLOWER_SECONDS = 0.25
@@ -39,8 +39,7 @@ def told(asked: list[Asked]) -> str:
     return f"p50 {percentile(took, 50):.1f} ms, p99 {percentile(took, 99):.1f} ms, max {max(took):.0f} ms"
 
 
-# At every commit: below, where the queue is short, and test_archive_kills.
-@pytest.mark.release
+# At every commit: test_archive_kills.
 async def test_a_long_outage_of_postgresql_is_not_noticed(
     tmp_path: Path, private_postgres: PostgresServer, note_figure: Note
 ) -> None:

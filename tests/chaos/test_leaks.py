@@ -35,6 +35,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.release,
     # A client that is cut off while it connects leaves that connection to the garbage collector, which says so, and
     # closes it. As an error, the warning would keep it from that; and what is left over is counted here anyway.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

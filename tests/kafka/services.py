@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 
 LATE_TOPIC = topics.dead_letter_topic(topics.CJ_COMPLETED)  # the one that `OwnKafka` lacks
 IN_TIME_SECONDS = 30
-LETTER_SECONDS = 15
+LETTER_SECONDS = 60
 # Kafka allows no shorter sessions than six seconds, unless it is told to, as ours is.
 SESSION_SECONDS = 6.0 if os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS") else 1.5
 

@@ -165,7 +165,7 @@ class _Story:
         async with anyio.create_task_group() as group:
             shown, listed = ("dlq", "show", letter, "--json"), ("dlq", "list", "--json", "--batch", self._other)
             group.start_soon(self._commands, service, shown, listed)
-            await self._while_others_are_away(platform, redis, calls)
+            await self._while_others_are_away(service, platform, redis, calls)
         return rows, letter
 
     @asynccontextmanager
@@ -264,10 +264,14 @@ class _Story:
         [letter] = letters
         return f"{letter.topic}/{letter.partition}/{letter.offset}"
 
-    async def _while_others_are_away(self, platform: Platform, redis: Client, calls: Calls) -> None:
+    async def _while_others_are_away(
+        self, service: RunningService, platform: Platform, redis: Client, calls: Calls
+    ) -> None:
         """PostgreSQL takes no connections, and the publisher holds what it has in hand."""
         batch = self._batch
-        # A drain that is cut off in the middle waits with the cause of that, until it is woken again.
+        # A drain that is cut off in the middle waits with the cause of that, until it is woken again. Entries that only
+        # explain something wait in memory.
+        await wait_until(lambda: archive_is_idle(service))
         await wait_until(lambda: self._nothing_waits(redis))
         with self._gate.held_closed():
             async with self._no_connections():
@@ -380,3 +384,9 @@ class _Story:
         except asyncpg.ObjectInUseError:
             return False  # a session has not ended yet
         return True
+
+
+def archive_is_idle(service: RunningService) -> bool:
+    """Whether the archive's actor has nothing to write, and writes nothing."""
+    [archive] = [child for child in service.snapshot().children if child.name == "archive"]
+    return archive.mailbox_depth == 0
