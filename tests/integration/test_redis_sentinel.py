@@ -120,6 +120,7 @@ async def under_load(gateway: RedisGateway) -> AsyncIterator[Load]:
     assert load.longest_seconds < DEADLINE_SECONDS + SLACK_SECONDS, load
 
 
+@pytest.mark.release
 async def test_a_failover_is_followed_under_load_and_every_call_ends_within_its_deadline(
     sentinels: SentinelSet, gateway: RedisGateway
 ) -> None:

@@ -34,6 +34,7 @@ _PERIODS = {"info-period": 200, "ping-period": 200, "ask-period": 200, "publish-
 # After a Sentinel was frozen, it trusts nothing for this time.
 _TILT_MS = 500
 _SETTLING_SECONDS = 30.0
+_ATTEMPTS = 3
 _ANSWER_SECONDS = 2.0
 
 
@@ -144,11 +145,20 @@ class SentinelSet:
         """Ask for a failover, and wait until it is done."""
         before = await self.master()
         sentinel = next(filter(is_awake, self.sentinels))
-        # Refused while the one before is not forgotten, or a replica is not ready.
-        await wait_until(
-            lambda: self.ask(sentinel, "SENTINEL", "FAILOVER", SERVICE), _SETTLING_SECONDS, ignoring=(RedisError,)
-        )
-        await self.wait_until_not_master(before)
+        for _ in range(_ATTEMPTS):
+            # Refused while the one before is not forgotten, or a replica is not ready.
+            await wait_until(
+                lambda: self.ask(sentinel, "SENTINEL", "FAILOVER", SERVICE), _SETTLING_SECONDS, ignoring=(RedisError,)
+            )
+            try:
+                await self.wait_until_not_master(before, _SETTLING_SECONDS)
+            except AssertionError:
+                # Given up without a word, as where the replica is not heard of in time: asked for again.
+                if await self.master() is not before:
+                    raise
+            else:
+                return
+        raise AssertionError(f"{before.address} is the master after {_ATTEMPTS} failovers")
 
     async def wait_until_not_master(self, server: EmbeddedServer, timeout_seconds: float = _SETTLING_SECONDS) -> None:
         """Wait until every Sentinel that runs names another server, and that server is a master."""
