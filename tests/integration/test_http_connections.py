@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from errno import EMFILE
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import anyio
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bcs.config.loading import load_settings
 from bcs.devtools.servers.embedded import free_port
@@ -93,9 +95,11 @@ async def test_where_all_connections_are_at_work_only_probes_are_answered(
         assert (await orchestrator.complete("held", "spellcheck")).status == 200
         registry = service.service.telemetry.registry
         await wait_until(lambda: registry.get_sample_value("bcs_http_connections") == 0)
-        busy = [await stack.enter_async_context(connection(service, define("held"))) for _ in range(MOST)]
-        # Not asked over HTTP: a connection of ours would replace one whose request the service has not read yet.
-        await wait_until(lambda: registry.get_sample_value("bcs_http_requests_in_flight") == MOST)
+        busy: list[Connection] = []
+        for number in range(1, MOST + 1):
+            busy.append(await stack.enter_async_context(connection(service, define("held"))))
+            # One by one, and not asked over HTTP: a new connection replaces one whose request was not read yet.
+            await wait_until(partial(are_in_flight, registry, number))
         for probe in PROBES:
             assert (await orchestrator.get(probe)).status == 200
         reader, _ = await stack.enter_async_context(connection(service, get("/readyz")))
@@ -109,6 +113,10 @@ async def test_where_all_connections_are_at_work_only_probes_are_answered(
         service.call(held.let_go.set)
         assert [await status_of(reader) for reader, _ in busy] == [200] * MOST
         await wait_until(lambda: is_open(orchestrator))
+
+
+def are_in_flight(registry: CollectorRegistry, number: int) -> bool:
+    return registry.get_sample_value("bcs_http_requests_in_flight") == number
 
 
 async def is_open(orchestrator: Orchestrator) -> bool:
