@@ -104,6 +104,12 @@ class PipelineResolved:
 
 HistoryEntry = FactsRecorded | PipelineResolved
 
+
+def has_facts(entry: HistoryEntry) -> bool:
+    """True if answers depend on an entry; the others, such as entries about dead letters, only explain something."""
+    return isinstance(entry, FactsRecorded) and bool(entry.facts)
+
+
 _CHARACTERS_OF_A_FACT = 1024
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bcs.domain.dead_lettered import entry_about
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.history import HistoryEntry
 from bcs.errors import StoreUnavailable
@@ -40,6 +42,29 @@ async def test_explanations_leave_room_for_facts_during_an_outage(
         setup.database_proxy.accept()
         await setup.wait_for_archive()
         assert len(await setup.history_facts(batch)) == ROOM // 2 + 1
+
+
+async def test_an_entry_about_a_dead_letter_does_not_count_as_a_missing_fact(
+    tmp_path: Path, database_url: str, batch: str
+) -> None:
+    entry = entry_about(batch, AT_US, entry_id=uuid.uuid4(), correlation_id=None, reason="not_json: the test says so")
+    async with ServiceWithArchive(tmp_path, database_url) as setup:
+        await setup.apply(batch, [EssaysRegistered(("e1",), 1, AT_US)])
+        archive, client = setup.running.service.persistence.archive, setup.running.service._archive_client
+        assert archive
+        assert client
+        assert entry
+        setup.database_proxy.refuse()
+        await setup.database_proxy.cut()
+        setup.running.call(client.write_soon, entry)
+        await wait_until(lambda: archive.explanations.last_known == 1)
+        assert archive.backlog.last_known == 0
+        setup.database_proxy.accept()
+
+        async def is_told() -> bool:
+            return entry in [each.entry for each in await setup.archive.history(batch, limit=9)]
+
+        await wait_until(is_told)
 
 
 async def test_queued_entries_stay_until_the_archive_has_them(

@@ -13,7 +13,7 @@ from bcs.actors.isolate import isolate
 from bcs.actors.messages import WriteEntries
 from bcs.actors.portions import portions
 from bcs.actors.runtime import Runtime
-from bcs.domain.history import FactsRecorded, HistoryEntry, weight
+from bcs.domain.history import HistoryEntry, has_facts, weight
 from bcs.errors import BacklogFull, StoreError, StoreRefused, StoreUnavailable
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.storage.archive import Archive
@@ -113,8 +113,8 @@ class ArchiveWriter:
 
     async def _queue(self, entries: Sequence[HistoryEntry]) -> None:
         # Separate queues: explanations must not use the room of facts, or count as facts that PostgreSQL lacks.
-        facts = [entry for entry in entries if isinstance(entry, FactsRecorded)]
-        explanations = [entry for entry in entries if not isinstance(entry, FactsRecorded)]
+        facts = [entry for entry in entries if has_facts(entry)]
+        explanations = [entry for entry in entries if not has_facts(entry)]
         await self.archive.backlog.append(facts)
         self.runtime.telemetry.archive_queued.inc(len(facts))
         try:
