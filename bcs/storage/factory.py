@@ -132,7 +132,7 @@ def open_persistence(
     skips = RedisSkips(nodes, key_prefix=settings.redis_key_prefix)
     snapshots = ReadOnlyStore(
         batches=StoredBatches(nodes, key_prefix=settings.redis_key_prefix),
-        backfill=read_only_backfill(archive.postgres) if archive else None,
+        backfill=read_only_backfill(archive.postgres, archive.backlog) if archive else None,
         law=law,
     )
     return Persistence(

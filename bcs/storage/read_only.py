@@ -16,6 +16,7 @@ from bcs.errors import StoreUnavailable
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.pace import paced
 from bcs.storage.ports import REDIS
+from bcs.storage.redis.archive_queue import ArchiveQueue
 from bcs.storage.redis.batch_codec import StoredBatch
 from bcs.storage.redis.stored_batches import BatchCopy, StoredBatches
 from bcs.storage.redis.summary_cache import KeptSummary, SummaryCache
@@ -118,10 +119,15 @@ class ReadOnlyArchive:
         return error.store == REDIS and self.reachable
 
 
-def read_only_backfill(archive: PostgresArchive) -> ArchiveBackfill:
-    """A backfill for readers that write nothing: no copy gets a complete stamp from it."""
+def read_only_backfill(archive: PostgresArchive, queue: ArchiveQueue | None = None) -> ArchiveBackfill:
+    """A backfill for readers that write nothing, neither to the archive nor a stamp to Redis.
+
+    :param queue: the facts that wait for the archive; None for commands, which read no queue.
+    """
+    if queue is not None:
+        return ArchiveBackfill(ReadOnlyArchive(archive), queue.waiting, oldest_seconds=queue.oldest_seconds)
 
     async def unknown(_batch_id: str) -> int:
-        return 1  # not zero, so no copy gets a complete stamp
+        return 1  # not zero, because facts may wait
 
     return ArchiveBackfill(ReadOnlyArchive(archive), unknown)

@@ -11,11 +11,13 @@ import pytest
 from bcs.config.loading import load_settings
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
 from bcs.domain.history import PipelineResolved
+from bcs.domain.state import delta_of
 from bcs.errors import StoreUnavailable
 from bcs.storage.factory import Persistence, open_persistence
+from bcs.storage.redis.batch_codec import STAMP_FIELD, BatchKeys
 from bcs.wire.published import OutboundMessage
 from tests.integration.service_with_archive import ServiceWithArchive
-from tests.support.history_entries import AT_US
+from tests.support.history_entries import AT_US, consumed, spellchecked
 from tests.support.laws import LAW
 from tests.support.waiting import wait_until
 
@@ -46,6 +48,29 @@ def resolved() -> PipelineResolved:
         version=1,
         source="redis",
     )
+
+
+async def test_answers_without_effect_wait_for_facts_from_before_a_failover_as_others_do(
+    persistence: Persistence, batch: str, redis_key_prefix: str
+) -> None:
+    assert persistence.archive
+    assert persistence.nodes
+    backlog = persistence.archive.backlog
+    await persistence.store.commit(batch, delta_of([EssaysRegistered(("e1",), 1, AT_US), spellchecked()]))
+    facts = BatchKeys(redis_key_prefix, batch).facts
+    await persistence.nodes.at(facts).call(("HSET", facts, STAMP_FIELD, "another/making"))
+    await backlog.append([consumed(batch, spellchecked(outcome=Outcome.FAILED))])
+
+    async def has_waited() -> bool:
+        return await backlog.oldest_seconds(batch) > 0
+
+    await wait_until(has_waited)
+    for read in (persistence.store.summary, persistence.snapshots.summary, persistence.snapshots.snapshot):
+        with pytest.raises(StoreUnavailable, match="that this Redis may lack"):
+            await read(batch)
+    await backlog.ack(await backlog.lease(9))
+    for read in (persistence.snapshots.summary, persistence.snapshots.snapshot, persistence.store.summary):
+        await read(batch)
 
 
 async def test_an_explanation_does_not_count_as_a_missing_fact(persistence: Persistence) -> None:
