@@ -260,13 +260,9 @@ class Service:
         )
         new_batches = NewBatches(self._quotas(), self.telemetry)
         reading = anyio.Semaphore(settings.http_max_concurrent_reads)
-        snapshots = SnapshotReader(
-            source=self.persistence.snapshots,
-            store_name=self.persistence.store_name,
-            archive=archive,
-        )
+        snapshots, store_name = self.persistence.snapshots, self.persistence.store_name
         explainer = PipelineExplainer(
-            reader=snapshots,
+            reader=SnapshotReader(source=snapshots, store_name=store_name, archive=archive),
             archive=archive.postgres if archive else None,
             require_registration=settings.require_registration,
             lag=lambda: self.kafka.intake_lag(int(self._runtime.now().timestamp() * 1000)),
@@ -344,7 +340,7 @@ class Service:
                 definitions=self.definitions,
                 explainer=explainer,
                 planner=PipelinePlanner(
-                    reader=snapshots,
+                    reader=BatchReader(store=snapshots, store_name=store_name, archive=archive),
                     require_registration=settings.require_registration,
                     reading=reading,
                 ),

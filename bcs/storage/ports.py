@@ -84,16 +84,8 @@ class BatchSource(Protocol):
         ...
 
 
-class SnapshotSource(Protocol):
+class SnapshotSource(BatchSource, Protocol):
     """Reads batches for answers that must have no effect at all: nothing is written anywhere."""
-
-    async def summary(self, batch_id: str, law: CompletionLaw | None = None) -> BatchSummary:
-        """The progress of a batch; an unknown batch has an empty summary.
-
-        :param law: decides which phases are complete; None for the law with which the source was made.
-        :raises StoreUnavailable: no answer, and never a guess.
-        """
-        ...
 
     async def snapshot(self, batch_id: str) -> tuple[BatchState, int]:
         """The complete state of a batch, and its version; 0 for an unknown batch.

@@ -36,9 +36,7 @@ class BatchReader:
         try:
             return await self.store.summary(batch_id, law), self.store_name
         except StoreUnavailable as error:
-            if self.archive is None or not self.archive.can_answer_for_redis(error):
-                raise
-            state = await self._from_the_archive(batch_id, error)
+            state = await _state_in(self.archive, batch_id, error)
             return await paced(summarizing(state, law, 0)), POSTGRESQL
 
     async def state(self, batch_id: str, law: CompletionLaw | None = None) -> tuple[BatchState, int | None, str]:
@@ -52,9 +50,7 @@ class BatchReader:
             summary = await self.store.summary(batch_id, law)
             return await self.store.state(batch_id), summary.version, self.store_name
         except StoreUnavailable as error:
-            if self.archive is None or not self.archive.can_answer_for_redis(error):
-                raise
-            return await self._from_the_archive(batch_id, error), None, POSTGRESQL
+            return await _state_in(self.archive, batch_id, error), None, POSTGRESQL
 
     async def facts(self, batch_id: str) -> BatchState:
         """The state of the batch alone. Unlike `state`, this leaves no summary in the store.
@@ -64,9 +60,7 @@ class BatchReader:
         try:
             return await self.store.state(batch_id)
         except StoreUnavailable as error:
-            if self.archive is None or not self.archive.can_answer_for_redis(error):
-                raise
-            return await self._from_the_archive(batch_id, error)
+            return await _state_in(self.archive, batch_id, error)
 
     async def state_for_report(self, batch_id: str) -> BatchState:
         """The state of the batch; while the archive is unreachable, only the copy in Redis.
@@ -82,14 +76,10 @@ class BatchReader:
                 raise
             return await self.store.partial_state(batch_id)
 
-    async def _from_the_archive(self, batch_id: str, error: StoreUnavailable) -> BatchState:
-        assert self.archive is not None  # noqa: S101 (the caller has checked `can_answer_for_redis`)
-        return await _state_in(self.archive, batch_id, error)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotReader:
-    """Reads a batch for answers that must have no effect at all, by the rules of `BatchReader`.
+    """Reads whole batches for answers that must have no effect at all, by the rules of `BatchReader`.
 
     :param store_name: the name of the store in answers.
     :param archive: None if there is no archive.
@@ -99,20 +89,6 @@ class SnapshotReader:
     store_name: str
     archive: AnsweringArchive | None
 
-    async def summary(self, batch_id: str, law: CompletionLaw) -> tuple[BatchSummary, str]:
-        """The progress of the batch, and the name of the store that answered.
-
-        :param law: decides which phases are complete.
-        :raises StoreUnavailable: no answer, and never a guess.
-        """
-        try:
-            return await self.source.summary(batch_id, law), self.store_name
-        except StoreUnavailable as error:
-            if self.archive is None or not self.archive.can_answer_for_redis(error):
-                raise
-            state = await _state_in(self.archive, batch_id, error)
-            return await paced(summarizing(state, law, 0)), POSTGRESQL
-
     async def snapshot(self, batch_id: str) -> tuple[BatchState, int | None, str]:
         """The state of the batch, its version if the store has it, and the name of the store that answered.
 
@@ -121,16 +97,16 @@ class SnapshotReader:
         try:
             return *await self.source.snapshot(batch_id), self.store_name
         except StoreUnavailable as error:
-            if self.archive is None or not self.archive.can_answer_for_redis(error):
-                raise
             return await _state_in(self.archive, batch_id, error), None, POSTGRESQL
 
 
-async def _state_in(archive: AnsweringArchive, batch_id: str, error: StoreUnavailable) -> BatchState:
-    """The state of a batch in the archive.
+async def _state_in(archive: AnsweringArchive | None, batch_id: str, error: StoreUnavailable) -> BatchState:
+    """The state of a batch in the archive, where it can answer instead of Redis.
 
-    :param error: why Redis does not answer.
+    :param error: why Redis does not answer; raised where the archive can't answer, either.
     """
+    if archive is None or not archive.can_answer_for_redis(error):
+        raise error
     state = await archive.postgres.state(batch_id)
     if state.expected is None:
         # The batch may be older than the archive, or than its last rebuild: Redis may have more facts.

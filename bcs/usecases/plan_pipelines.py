@@ -14,7 +14,7 @@ from bcs.domain.resolution import Resolution, validate_request
 from bcs.domain.resolve_options import ResolveOptions
 from bcs.errors import BcsError
 from bcs.usecases.active_definitions import Rules
-from bcs.usecases.batch_reader import SnapshotReader
+from bcs.usecases.batch_reader import BatchReader
 from bcs.usecases.kept_resolutions import KeptResolutions
 
 # More at a time read no faster.
@@ -110,10 +110,11 @@ def total(plans: Sequence[Planned], phases: Sequence[str]) -> Totals:
 class PipelinePlanner:
     """Resolves a pipeline for many batches from snapshots.
 
+    :param reader: of a source that writes nothing.
     :param reading: limits the number of plans, and of large reads beside them.
     """
 
-    reader: SnapshotReader
+    reader: BatchReader
     require_registration: bool
     reading: anyio.Semaphore
 
