@@ -72,6 +72,8 @@ class RedisGateway:
     ) -> None:
         url = redis_url(url) if isinstance(url, str) else url
         self._url = url
+        # Streams are grouped by it on the way of each announcement, and to make it out of a URL takes parsing.
+        self._given_address = url.address
         self._identity = RedisIdentity(needed=needs_identity, in_cluster=in_cluster)
         self._in_cluster = in_cluster
         self.sentinels: Sentinels | None = None
@@ -100,8 +102,8 @@ class RedisGateway:
     def address(self) -> str:
         """The address without the login, with the name of its setting; and the master that Sentinels named last."""
         if self.sentinels is None or self.sentinels.found is None:
-            return self._url.address
-        return f"{self.sentinels.found.address}, the master of {self._url.address}"
+            return self._given_address
+        return f"{self.sentinels.found.address}, the master of {self._given_address}"
 
     @property
     def circuit(self) -> str:
