@@ -15,7 +15,7 @@ from bcs.cli.batch_erasing import erase
 from bcs.cli.batch_history import history_page
 from bcs.cli.batch_invalidating import invalidate
 from bcs.cli.batches_list import list_batches
-from bcs.cli.history_filters import EntryType, history_filter
+from bcs.cli.history_filters import Before, EntryLimit, EntryType, below, history_filter
 from bcs.cli.known import read_known
 from bcs.cli.options import PANEL, AsJson, BatchId, command_group
 from bcs.cli.output import plain, present, print_json, table
@@ -37,7 +37,7 @@ from bcs.http.documents import (
     state_document,
 )
 from bcs.http.found_history import matches_document
-from bcs.http.parameters import HIGHEST_NUMBER, MOST_ENTRIES, USUAL_ENTRIES
+from bcs.http.parameters import USUAL_ENTRIES
 from bcs.ops.wording import counted, printable
 from bcs.storage.postgres.history_reader import HistoryPage
 
@@ -132,19 +132,8 @@ def show(
 @app.command()
 def history(
     batch_id: BatchId,
-    limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=1, max=MOST_ENTRIES, help="How many entries at most.")
-    ] = USUAL_ENTRIES,
-    before: Annotated[
-        int | None,
-        typer.Option(
-            "--before",
-            metavar="NUMBER",
-            min=1,
-            help="Only entries with lower numbers. [default: begin with the newest]",
-            show_default=False,
-        ),
-    ] = None,
+    limit: EntryLimit = USUAL_ENTRIES,
+    before: Before = None,
     since: Since = None,
     until: Until = None,
     correlation_id: Annotated[
@@ -161,10 +150,9 @@ def history(
     Reads the archive in PostgreSQL (BCS_DATABASE_URL); the service need not run. Where an event is about several
     essays, their number is shown. With --json each essay is listed, with the time of each fact.
     """
-    below = None if before is None else min(before, HIGHEST_NUMBER)
     wanted = history_filter(since=since, until=until, correlation_id=correlation_id, entry_type=entry_type)
     if not wanted.empty:
-        found = search_history(load_settings(), batch_id, wanted, before=below, limit=limit)
+        found = search_history(load_settings(), batch_id, wanted, before=below(before), limit=limit)
         if found is None:
             raise UnknownBatch(batch_id)
         if as_json:
@@ -172,7 +160,7 @@ def history(
         else:
             present(history_page(batch_id, HistoryPage(tuple(found.entries), found.continues_before)))
         return
-    page = read_history(load_settings(), batch_id, before=below, limit=limit)
+    page = read_history(load_settings(), batch_id, before=below(before), limit=limit)
     if page is None:
         raise UnknownBatch(batch_id)
     if as_json:

@@ -10,13 +10,13 @@ from rich.text import Text
 
 from bcs.cli.archive_reading import find_history
 from bcs.cli.batch_history import printed_lines
-from bcs.cli.history_filters import EntryType, history_filter
+from bcs.cli.history_filters import Before, EntryLimit, EntryType, below, history_filter
 from bcs.cli.options import PANEL, AsJson, command_group
 from bcs.cli.output import plain, present, print_json
 from bcs.cli.times import Since, Until
 from bcs.config.loading import load_settings
 from bcs.http.found_history import found_history_document
-from bcs.http.parameters import HIGHEST_NUMBER, MOST_ENTRIES, USUAL_ENTRIES
+from bcs.http.parameters import USUAL_ENTRIES
 from bcs.ops.wording import counted
 from bcs.storage.postgres.history_reader import FoundEntries
 
@@ -34,19 +34,8 @@ def find(
     since: Since = None,
     until: Until = None,
     entry_type: EntryType = None,
-    limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=1, max=MOST_ENTRIES, help="How many entries at most.")
-    ] = USUAL_ENTRIES,
-    before: Annotated[
-        int | None,
-        typer.Option(
-            "--before",
-            metavar="NUMBER",
-            min=1,
-            help="Only entries with lower numbers. [default: begin with the newest]",
-            show_default=False,
-        ),
-    ] = None,
+    limit: EntryLimit = USUAL_ENTRIES,
+    before: Before = None,
     as_json: AsJson = False,
 ) -> None:
     """Find all that is recorded under a correlation id: events, phase reports and answers of all batches, newest first.
@@ -54,8 +43,7 @@ def find(
     Reads the archive in PostgreSQL (BCS_DATABASE_URL); the service need not run.
     """
     wanted = history_filter(since=since, until=until, correlation_id=correlation_id, entry_type=entry_type)
-    below = None if before is None else min(before, HIGHEST_NUMBER)
-    found = find_history(load_settings(), correlation_id, wanted, before=below, limit=limit)
+    found = find_history(load_settings(), correlation_id, wanted, before=below(before), limit=limit)
     if as_json:
         print_json(found_history_document(correlation_id, found, found.continues_before))
     else:

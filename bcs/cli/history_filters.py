@@ -1,4 +1,4 @@
-"""The options that say which entries of the history are wanted."""
+"""The options that say which entries of the history are wanted, and how many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bcs.domain.history_filter import HistoryFilter
-from bcs.http.parameters import HistoryQuery, parse_query
+from bcs.http.parameters import HIGHEST_NUMBER, MOST_ENTRIES, HistoryQuery, parse_query
 
 EntryType = Annotated[
     str | None,
@@ -18,6 +18,26 @@ EntryType = Annotated[
         show_default=False,
     ),
 ]
+
+
+EntryLimit = Annotated[
+    int, typer.Option("--limit", metavar="N", min=1, max=MOST_ENTRIES, help="How many entries at most.")
+]
+Before = Annotated[
+    int | None,
+    typer.Option(
+        "--before",
+        metavar="NUMBER",
+        min=1,
+        help="Only entries with lower numbers. [default: begin with the newest]",
+        show_default=False,
+    ),
+]
+
+
+def below(before: int | None) -> int | None:
+    """The number below which entries are wanted: no archive has a higher one than PostgreSQL can count."""
+    return None if before is None else min(before, HIGHEST_NUMBER)
 
 
 def history_filter(

@@ -17,66 +17,31 @@ _WHAT_IF = "What if"
 PipelineName = Annotated[
     str, typer.Argument(metavar="PIPELINE", help="A pipeline's or a phase's name.", show_default=False)
 ]
+
+
+def _phases(flag: str, help_text: str, panel: str) -> Any:
+    return typer.Option(flag, metavar="PHASE", help=help_text, rich_help_panel=panel, show_default=False)
+
+
 Forced = Annotated[
     list[str] | None,
-    typer.Option(
+    _phases(
         "--force",
-        metavar="PHASE",
-        help="Run this phase although it is complete; `requested` or `all` for all phases that the pipeline lists, "
+        "Run this phase although it is complete; `requested` or `all` for all phases that the pipeline lists, "
         "or all that it has. May be repeated.",
-        rich_help_panel=_SELECT,
-        show_default=False,
+        _SELECT,
     ),
 ]
 Until = Annotated[
-    str | None,
-    typer.Option(
-        "--until",
-        metavar="PHASE",
-        help="Leave out all but this phase and the phases that it requires.",
-        rich_help_panel=_SELECT,
-        show_default=False,
-    ),
+    str | None, _phases("--until", "Leave out all but this phase and the phases that it requires.", _SELECT)
 ]
-Only = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--only",
-        metavar="PHASE",
-        help="Leave out all other phases. May be repeated.",
-        rich_help_panel=_SELECT,
-        show_default=False,
-    ),
-]
-Exclude = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--exclude",
-        metavar="PHASE",
-        help="Leave out this phase. May be repeated.",
-        rich_help_panel=_SELECT,
-        show_default=False,
-    ),
-]
+Only = Annotated[list[str] | None, _phases("--only", "Leave out all other phases. May be repeated.", _SELECT)]
+Exclude = Annotated[list[str] | None, _phases("--exclude", "Leave out this phase. May be repeated.", _SELECT)]
 AssumeCompleted = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--assume-completed",
-        metavar="PHASE",
-        help="Take this phase for complete. May be repeated.",
-        rich_help_panel=_WHAT_IF,
-        show_default=False,
-    ),
+    list[str] | None, _phases("--assume-completed", "Take this phase for complete. May be repeated.", _WHAT_IF)
 ]
 AssumeFailed = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--assume-failed",
-        metavar="PHASE",
-        help="Take this phase for failed. May be repeated.",
-        rich_help_panel=_WHAT_IF,
-        show_default=False,
-    ),
+    list[str] | None, _phases("--assume-failed", "Take this phase for failed. May be repeated.", _WHAT_IF)
 ]
 Definitions = Annotated[
     Path | None,

@@ -61,6 +61,11 @@ class BatchMetadata(Body):
     ] = None
 
 
+_OPTION_FIELDS: Fields = dict.fromkeys(
+    ("force", "until", "only", "exclude", "assume_completed", "assume_failed", "definitions")
+)
+
+
 class WithOptions(Body):
     """The options of a resolution."""
 
@@ -130,13 +135,7 @@ class DefinePipeline(WithOptions):
         "batch_metadata": {"prompt_attached": None, "prompt_source": None, "assignment_id": None},
         "dry_run": None,
         "explain": None,
-        "force": None,
-        "until": None,
-        "only": None,
-        "exclude": None,
-        "assume_completed": None,
-        "assume_failed": None,
-        "definitions": None,
+        **_OPTION_FIELDS,
     }
     batch_id: Identifier
     requested_pipeline: Annotated[Identifier, Field(description="A phase or a pipeline of the configuration.")]
@@ -193,13 +192,7 @@ class PlanPipelines(WithOptions):
         "batch_ids": None,
         "requested_pipeline": None,
         "correlation_id": None,
-        "force": None,
-        "until": None,
-        "only": None,
-        "exclude": None,
-        "assume_completed": None,
-        "assume_failed": None,
-        "definitions": None,
+        **_OPTION_FIELDS,
     }
     batch_ids: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=MOST_PLANNED, fail_fast=True)]
     requested_pipeline: Annotated[Identifier, Field(description="A phase or a pipeline of the configuration.")]
