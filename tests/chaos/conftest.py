@@ -12,6 +12,9 @@ from tests.support import apache_kafka as apache
 from tests.support.redis_cluster import running_cluster
 from tests.support.tiers import IN_FULL
 
+# It plays the rows on a cluster by another run, which is this one then.
+collect_ignore = ["test_on_a_cluster.py"] if ON_A_CLUSTER else []
+
 _FIGURE, _RAN_ON = "chaos figure", "chaos broker"
 
 

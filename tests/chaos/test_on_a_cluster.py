@@ -14,13 +14,8 @@ import anyio
 import pytest
 
 from tests.chaos.figures import Note
-from tests.chaos.redis_servers import ON_A_CLUSTER
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.release,
-    pytest.mark.skipif(ON_A_CLUSTER, reason="the rows themselves are played on a cluster"),
-]
+pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
 ROWS = ["kills", "crash_points", "lost_replies", "contention", "long_outages", "stops", "poison", "forgetting"]
 # Of rows 1 to 3 one schedule with one replica of BCS, and one with two; all thirty are played on one server.
