@@ -769,6 +769,25 @@ _OUTBOX = (
         ),
     ),
     Mutation(
+        "reads-without-effect",
+        "Answers without effect wait for facts from before a failover, too.",
+        "bcs/storage/factory.py",
+        "read_only_backfill(archive.postgres, archive.backlog)",
+        "read_only_backfill(archive.postgres)",
+        _in(
+            "integration/test_standing_in",
+            "test_answers_without_effect_wait_for_facts_from_before_a_failover_as_others_do",
+        ),
+    ),
+    Mutation(
+        "dead-letters-explain",
+        "An entry about a dead letter does not count as a fact that PostgreSQL lacks.",
+        "bcs/domain/history.py",
+        " and bool(entry.facts)",
+        "",
+        _in("integration/test_archive_queue", "test_an_entry_about_a_dead_letter_does_not_count_as_a_missing_fact"),
+    ),
+    Mutation(
         "stream-of-a-batch",
         "The messages of a batch are in one stream, so they keep their order.",
         "bcs/storage/redis/outbox.py",
@@ -1099,14 +1118,11 @@ _HTTP = (
         "When the store is out of reach, the answer is 503 and not a guess.",
         "bcs/usecases/batch_reader.py",
         """\
-                raise
-            state = await self._from_the_archive(batch_id, error)
+            state = await _state_in(self.archive, batch_id, error)
             return await paced(summarizing(state, law, 0)), POSTGRESQL
 """,
         """\
-                return BatchSummary(), self.store_name
-            state = await self._from_the_archive(batch_id, error)
-            return await paced(summarizing(state, law, 0)), POSTGRESQL
+            return BatchSummary(), self.store_name
 """,
         _in("integration/test_http_edges", "test_what_is_refused_for_an_outage_names_no_address"),
     ),
