@@ -266,6 +266,8 @@ class HttpServer:
             add("POST", "/internal/v1/pipelines/define", self.pipelines.define, scope=Scope.RESOLVE, reads_body=True)
             add("POST", "/internal/v1/pipelines/plan", self.explanations.plan, scope=Scope.READ, reads_body=True)
             add("POST", "/internal/v1/phases/complete", self.pipelines.complete, scope=Scope.REPORT, reads_body=True)
+            for route in ("/internal/v1/pipelines/define", "/internal/v1/phases/complete"):
+                guard.count_from_zero("POST", route)
             add("GET", PIPELINES, self.definitions.show, scope=Scope.READ)
             add("GET", f"{PIPELINES}/{{name:[^/]+}}/graph", self.definitions.graph, scope=Scope.READ)
             add("POST", f"{PIPELINES}/reload", self.definitions.reload, scope=Scope.OPERATE)
