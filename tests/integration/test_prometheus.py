@@ -69,20 +69,21 @@ async def test_every_alert_fires_in_its_long_story_and_not_before_or_after(promt
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("alert", [rule["alert"] for rule in ALERTS])
 async def test_the_stories_notice_an_alert_that_never_fires_always_fires_or_does_not_wait(
-    promtool: str, tmp_path: Path, alert: str
+    promtool: str, tmp_path: Path
 ) -> None:
-    [rule] = [rule for rule in ALERTS if rule["alert"] == alert]
-    changed = [{**rule, "expr": f"({rule['expr']}) and on () vector(1) == 0"}]
-    changed.append({**rule, "expr": f"({rule['expr']}) or on () vector(1)"})
-    if "for" in rule:
-        changed.append({**rule, "for": "0s"})
-    mine = [story for story in STORIES if story.alert == alert]
-    assert await played(promtool, tmp_path, mine) == ""
-    for other in changed:
-        rules = [other if one.get("alert") == alert else one for one in all_rules()]
-        assert await played(promtool, tmp_path, mine, rules), other
+    unnoticed = []
+    for rule in ALERTS:
+        changed = [{**rule, "expr": f"({rule['expr']}) and on () vector(1) == 0"}]
+        changed.append({**rule, "expr": f"({rule['expr']}) or on () vector(1)"})
+        if "for" in rule:
+            changed.append({**rule, "for": "0s"})
+        mine = [story for story in STORIES if story.alert == rule["alert"]]
+        for other in changed:
+            rules = [other if one.get("alert") == rule["alert"] else one for one in all_rules()]
+            if not await played(promtool, tmp_path, mine, rules):
+                unnoticed.append(other)
+    assert not unnoticed
 
 
 async def play(promtool: str, directory: Path, stories: list[Story]) -> None:
