@@ -724,6 +724,10 @@ class Problem(TypedDict):
     """Of `batch-erased`."""
     refused_until: NotRequired[Timestamp]
     """Of `batch-erased`: events about the batch are dropped until then."""
+    problems: NotRequired[Sequence[str]]
+    """Of `definitions-refused`: what is wrong with the pipeline file."""
+    in_use: NotRequired[str]
+    """Of `definitions-refused`: the version and the hash of the definitions that stay in use."""
     phase: NotRequired[str]
     """Of `report-outdated` and `invalidation-outdated`."""
     in_the_way: NotRequired[FactInTheWay]
