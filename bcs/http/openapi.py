@@ -89,7 +89,8 @@ class _Document:
         self._problems: Mapping[str, Any] = examples["problems"]
         self._responses: dict[str, Any] = {}
         inputs: dict[Any, Any] = {
-            body: (body, "serialization", TypeAdapter(body)) for body in [*_bodies(routes), answers.Problem]
+            body: (body, "serialization", TypeAdapter(body))
+            for body in [*dict.fromkeys(_bodies(routes)), answers.Problem]
         }
         inputs |= {route.body: (route.body, "validation", TypeAdapter(route.body)) for route in routes if route.body}
         schemas, definitions = TypeAdapter.json_schemas(
