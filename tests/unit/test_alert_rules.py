@@ -77,3 +77,10 @@ def test_every_alert_has_a_story_and_every_story_an_alert() -> None:
 def test_each_page_section_is_about_an_alert() -> None:
     headings = re.findall(r"^### (\w+)$", (ROOT / "docs/runbooks/alerts.md").read_text(), re.MULTILINE)
     assert sorted(headings) == sorted(rule["alert"] for rule in ALERTS)
+
+
+def test_a_page_names_no_alert_that_there_is_not() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs/runbooks").glob("*.md"))
+    named = set(re.findall(r"`(Bcs\w+)`", pages))
+    assert named
+    assert named <= {rule["alert"] for rule in ALERTS}
