@@ -148,7 +148,7 @@ class _Call:
 
 
 _TRACE = {
-    "traceparent": "W3C trace context. A valid one goes on into the envelopes of the announcements.",
+    "traceparent": "W3C trace context. A valid one goes on into the announcements.",
     "tracestate": "W3C trace context; used only with a valid `traceparent`.",
 }
 _CORRELATION = {

@@ -39,8 +39,10 @@ from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.tls import ServerTls, TlsTransport
+from bcs.http.tracing import traced
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
+from bcs.observability.tracing import Tracer
 from bcs.supervision import ActorContext
 
 # aiohttp logs a traceback for bytes that are not HTTP, so a port scan would flood the log. RequestGuard catches and
@@ -120,6 +122,7 @@ class HttpServer:
     health: HealthHandlers
     actors: ActorHandlers
     rates: TokenBuckets | None
+    tracer: Tracer
 
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until the actor must stop, then answer all requests on accepted connections."""
@@ -253,9 +256,13 @@ class HttpServer:
             scope: Scope | None = None,
             public: bool = False,
             reads_body: bool = False,
+            span: str | None = None,
         ) -> None:
             resource = router.add_resource(path)
             guarded = guard.wrap(handler, resource.canonical, reads_body=reads_body, scope=scope, public=public)
+            if not public:
+                name = span or f"{method} {resource.canonical}"
+                guarded = traced(guarded, self.tracer, name=name, route=resource.canonical)
             expect = _expecting(guard, scope, resource.canonical, public=public)
             for accepted in (method, "HEAD") if method == "GET" else (method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)
@@ -263,9 +270,23 @@ class HttpServer:
                 exact[method, path] = guarded
 
         if all_else:
-            add("POST", "/internal/v1/pipelines/define", self.pipelines.define, scope=Scope.RESOLVE, reads_body=True)
+            add(
+                "POST",
+                "/internal/v1/pipelines/define",
+                self.pipelines.define,
+                scope=Scope.RESOLVE,
+                reads_body=True,
+                span="resolve",
+            )
             add("POST", "/internal/v1/pipelines/plan", self.explanations.plan, scope=Scope.READ, reads_body=True)
-            add("POST", "/internal/v1/phases/complete", self.pipelines.complete, scope=Scope.REPORT, reads_body=True)
+            add(
+                "POST",
+                "/internal/v1/phases/complete",
+                self.pipelines.complete,
+                scope=Scope.REPORT,
+                reads_body=True,
+                span="report",
+            )
             add("GET", PIPELINES, self.definitions.show, scope=Scope.READ)
             add("GET", f"{PIPELINES}/{{name:[^/]+}}/graph", self.definitions.graph, scope=Scope.READ)
             add("POST", f"{PIPELINES}/reload", self.definitions.reload, scope=Scope.OPERATE)
@@ -273,7 +294,7 @@ class HttpServer:
             add("GET", HISTORY, self.finding.find_history, scope=Scope.READ)
             # The pattern is needed: "{id}" alone does not match braces.
             add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)
-            add("DELETE", f"{BATCHES}/{{id:[^/]+}}", self.erasures.erase, scope=Scope.OPERATE)
+            add("DELETE", f"{BATCHES}/{{id:[^/]+}}", self.erasures.erase, scope=Scope.OPERATE, span="erase")
             add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)
             add(
                 "GET",
@@ -287,6 +308,7 @@ class HttpServer:
                 self.invalidation.invalidate,
                 scope=Scope.OPERATE,
                 reads_body=True,
+                span="invalidate",
             )
             add("GET", "/internal/v1/actors", self.actors.show, scope=Scope.READ)
             add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill, scope=Scope.OPERATE)

@@ -17,6 +17,8 @@ from bcs.http.replies import reply_json
 from bcs.http.requests import InvalidatedPhases, InvalidBody, InvalidField
 from bcs.http.routes.batches import batch_id_of
 from bcs.http.routes.pipelines import parsed_body
+from bcs.http.tracing import cause_of, span_of
+from bcs.observability.tracing import Tracer
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.invalidate_phases import InvalidatePhases, PhaseInvalidator
 
@@ -33,6 +35,7 @@ class InvalidationHandlers:
 
     invalidator: PhaseInvalidator
     definitions: ActiveDefinitions
+    tracer: Tracer
 
     async def invalidate(self, request: web.Request) -> web.Response:
         """POST /internal/v1/batches/{id}/invalidate."""
@@ -56,6 +59,7 @@ class InvalidationHandlers:
             dry_run=body.dry_run,
             correlation_id=correlation_id_of(request),
             caller=asked_by(request),
+            trace=cause_of(request, span_of(request, self.tracer)),
         )
         try:
             invalidation = await self.invalidator.invalidate(command, rules.law)

@@ -9,6 +9,7 @@ from typing import Literal
 from aiohttp import web
 
 from bcs.domain.facts import Outcome
+from bcs.domain.resolution import Resolution
 from bcs.errors import BcsError, RequestRefused
 from bcs.http import answers
 from bcs.http.bodies import BODY
@@ -38,12 +39,13 @@ from bcs.http.requests import (
     PipelineAnswers,
     parse_body,
 )
+from bcs.http.tracing import cause_of, span_of
+from bcs.observability.tracing import Attributes, Tracer
 from bcs.storage.pace import paced
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
 from bcs.wire.dead_letters.encode import FAILURES, FIRST_FAILURE
-from bcs.wire.tracing import trace_of
 
 Explain = bool | Literal["full"]
 
@@ -59,6 +61,7 @@ class PipelineHandlers:
     reporter: PhaseReporter
     definitions: ActiveDefinitions
     page_bytes: int
+    tracer: Tracer
     answers: PipelineAnswers = field(default_factory=PipelineAnswers, init=False)
 
     async def define(self, request: web.Request) -> web.Response:
@@ -67,6 +70,7 @@ class PipelineHandlers:
         body = parsed.body
         request[CORRELATION_ID], request[BATCH_ID] = body.correlation_id, body.batch_id
         plain = body.plain and not request.query_string
+        span = span_of(request, self.tracer)
         command = ResolvePipeline(
             batch_id=body.batch_id,
             pipeline=body.requested_pipeline,
@@ -74,7 +78,7 @@ class PipelineHandlers:
             prompt_attached=body.batch_metadata.prompt_attached if body.batch_metadata else None,
             caller=asked_by(request),
             quota_of=caller_of(request),
-            trace=trace_of(request.headers),
+            trace=cause_of(request, span),
         )
         explain: Explain = False
         if not plain:
@@ -93,6 +97,7 @@ class PipelineHandlers:
             if fails_again and await self.resolver.store_failure(command, error, _original(request, body)):
                 request[DEAD_LETTER] = "written"
             raise
+        span.set(_about_resolution, resolution, source)
         headers = {DEFINITIONS_HEADER: str(resolution.definitions)}
         if plain:
             return reply_encoded(
@@ -131,6 +136,7 @@ class PipelineHandlers:
             correlation_id=correlation_id_of(request),
             caller=asked_by(request),
             quota_of=caller_of(request),
+            trace=cause_of(request, span_of(request, self.tracer)),
         )
         await self.reporter.report(command)
         answer: answers.PhaseRecorded = {
@@ -149,6 +155,15 @@ def _explain(request: web.Request, body: DefinePipeline) -> Explain:
     if body.explain is not None:
         return body.explain
     return "full" if asked == "full" else asked == "true"
+
+
+def _about_resolution(resolution: Resolution, source: str) -> Attributes:
+    return {
+        "bcs.pipeline": resolution.pipeline,
+        "bcs.source": source,
+        "bcs.phases.run": [decision.phase for decision in resolution.decisions if decision.runs],
+        "bcs.phases.pruned": list(resolution.pruned),
+    }
 
 
 def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:
