@@ -10,13 +10,14 @@ from aiohttp import web
 from bcs.actors.spans import BATCH_ID as BATCH
 from bcs.actors.spans import CORRELATION_ID as CORRELATION
 from bcs.http.guard import BATCH_ID, CORRELATION_ID, Handler
+from bcs.http.routing import Route
 from bcs.observability.tracing import NO_SPAN, Attributes, Span, SpanDescription, SpanKind, Tracer
 from bcs.wire.tracing import TraceContext, trace_of
 
 _SPAN: Final = web.RequestKey("span", Span)
 
 
-def traced(handler: Handler, tracer: Tracer, *, name: str, route: str) -> Handler:
+def traced(handler: Handler, tracer: Tracer, route: Route) -> Handler:
     """Give each request a span; the handler itself while tracing is off.
 
     :param handler: answers every request, also with an error.
@@ -25,7 +26,7 @@ def traced(handler: Handler, tracer: Tracer, *, name: str, route: str) -> Handle
         return handler
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        with tracer.span(_about_request, name, route, request) as span:
+        with tracer.span(_about_request, route, request) as span:
             request[_SPAN] = span
             response = await handler(request)
             span.set(_about_response, request, response)
@@ -47,16 +48,21 @@ def cause_of(request: web.Request, span: Span) -> TraceContext | None:
     return span.context or trace_of(request.headers)
 
 
-def _about_request(name: str, route: str, request: web.Request) -> SpanDescription:
+def _about_request(route: Route, request: web.Request) -> SpanDescription:
     caller = trace_of(request.headers)
     attributes = {
         "http.request.method": request.method,
-        "http.route": route,
+        "http.route": route.path,
         "url.path": request.path,
         "url.scheme": request.scheme,
         "client.address": request.remote or "",
     }
-    return SpanDescription(name=name, kind=SpanKind.SERVER, attributes=attributes, causes=[caller] if caller else [])
+    return SpanDescription(
+        name=route.span or f"{route.method} {route.path}",
+        kind=SpanKind.SERVER,
+        attributes=attributes,
+        causes=[caller] if caller else [],
+    )
 
 
 def _about_response(request: web.Request, response: web.StreamResponse) -> Attributes:
