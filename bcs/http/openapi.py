@@ -39,6 +39,7 @@ from bcs.http.plans import NDJSON
 from bcs.http.problems import TITLES, Kind
 from bcs.http.requests import DEFINITIONS_HEADER, Body, CompletePhase, DefinePipeline, InvalidatedPhases, PlanPipelines
 from bcs.http.routes.definitions import DOT_TYPE, MERMAID_TYPE, SVG_TYPE
+from bcs.http.routes.ui import EVENT_STREAM, UI, UI_EVENTS
 from bcs.wire.events import Identifier
 
 OPENAPI: Final = "/openapi.json"
@@ -397,6 +398,39 @@ _CALLS = (
         summary="The metrics in Prometheus' text format",
         answers={HTTPStatus.OK: CONTENT_TYPE_LATEST},
         public=True,
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
+        path=UI,
+        name="showPage",
+        summary="The page that shows the service as it runs; 404 with `BCS_UI=false`, as all calls of the page",
+        answers={HTTPStatus.OK: "text/html"},
+        problems=("not-found",),
+        public=True,
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
+        path=f"{UI}/{{file}}",
+        name="showPageFile",
+        summary="A file of the page",
+        answers={HTTPStatus.OK: ("text/javascript", "text/css", "image/svg+xml")},
+        problems=("not-found",),
+        public=True,
+        path_parameters={
+            "file": {"type": "string", "minLength": 1, "examples": ["page.js"], "description": "Its name."}
+        },
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
+        path=UI_EVENTS,
+        name="followService",
+        summary="Follow the service by server-sent events: `hello`, a `snapshot` each second, and `end`",
+        answers={HTTPStatus.OK: EVENT_STREAM},
+        problems=("not-found",),
+        scope=Scope.READ,
         headers=_CORRELATION,
     ),
     _Call(

@@ -38,6 +38,7 @@ from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
+from bcs.http.routes.ui import UI, UI_EVENTS, UiHandlers
 from bcs.http.tls import ServerTls, TlsTransport
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
@@ -101,6 +102,7 @@ class HttpServer:
     :param probe_listener: for the probes, without TLS; None if they have no port of their own.
     :param known: the callers; None if everybody may do everything.
     :param tls: for connections to `listener`; None without TLS.
+    :param ui: None without the page `/ui`.
     :param rates: the rate of each caller; None for no limit.
     """
 
@@ -119,6 +121,7 @@ class HttpServer:
     erasures: ErasureHandlers
     health: HealthHandlers
     actors: ActorHandlers
+    ui: UiHandlers | None
     rates: TokenBuckets | None
 
     async def run(self, context: ActorContext[Any]) -> None:
@@ -139,6 +142,8 @@ class HttpServer:
         async with anyio.create_task_group() as group:
             group.start_soon(callers.clock.run)
             group.start_soon(keep_fresh, [each for each in (self.known, self.tls) if each])
+            if self.ui:
+                group.start_soon(self.ui.feed.run)
             try:
                 await self._serve(context, guard, callers)
             finally:
@@ -157,6 +162,8 @@ class HttpServer:
                 context.ready()
                 await context.wait_stopping()
                 guard.close_after_response()
+                if self.ui:
+                    self.ui.feed.end()  # the pages connect again, to another replica or to the next process
                 # /readyz already answers 503. The load balancer needs this time to notice.
                 await anyio.sleep(self.settings.shutdown_drain_seconds)
                 for port in ports:
@@ -291,6 +298,11 @@ class HttpServer:
             add("GET", "/internal/v1/actors", self.actors.show, scope=Scope.READ)
             add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill, scope=Scope.OPERATE)
             add("GET", OPENAPI, describe)
+            if self.ui:
+                # The files have no secret, and a browser can't send a token for them. All data needs one.
+                add("GET", UI, self.ui.page, public=True)
+                add("GET", f"{UI}/{{file:[^/]*}}", self.ui.file, public=True)
+                add("GET", UI_EVENTS, self.ui.events, scope=Scope.READ)
         if probes:
             add("GET", "/healthz", self.health.healthz, public=True)
             add("GET", "/readyz", self.health.readyz, public=True)
