@@ -79,8 +79,6 @@ async def test_the_page_is_public_and_may_run_nothing_but_its_own_files(orchestr
         )
         same = await orchestrator.request("GET", f"/{path}", headers={"If-None-Match": found.headers["ETag"]})
         assert (same.status, same.body) == (304, b"")
-    moved = await orchestrator.request("GET", "/ui/", allow_redirects=False)
-    assert (moved.status, moved.headers["Location"]) == (307, "../ui")
     assert (await orchestrator.get("/ui/nothing.js")).status == 404
     assert (await orchestrator.get("/ui/../page_files.py")).status == 401
     assert (await orchestrator.request("HEAD", "/ui")).status == 200

@@ -18,6 +18,7 @@ from bcs.http.live_feed import INTERVAL_SECONDS, LiveFeed, LiveStream
 from bcs.http.page_files import PageFile
 from bcs.http.problems import Problem, overloaded
 from bcs.http.replies import JsonResponse
+from bcs.http.routing import Group, Route, serves
 
 UI: Final = "/ui"
 UI_EVENTS: Final = "/internal/v1/ui/events"
@@ -41,23 +42,58 @@ class UiHandlers:
     has_archive: bool
     process: str
 
+    # The files have no secret, and a browser can't send a token for them. All data needs one.
+    @serves(
+        Route(
+            method="GET",
+            path=UI,
+            name="showPage",
+            group=Group.PAGE,
+            summary="The page",
+            answers={HTTPStatus.OK: "text/html"},
+            problems=("not-found",),
+            public=True,
+        )
+    )
     async def page(self, request: web.Request) -> web.Response:
         """GET /ui."""
         return self.files[""].response(request)
 
+    @serves(
+        Route(
+            method="GET",
+            path=f"{UI}/{{file}}",
+            name="showPageFile",
+            group=Group.PAGE,
+            summary="A file of the page",
+            answers={HTTPStatus.OK: ("text/javascript", "text/css", "image/svg+xml")},
+            problems=("not-found",),
+            public=True,
+            path_parameters={"file": {"type": "string", "minLength": 1, "examples": ["page.js"]}},
+        )
+    )
     async def file(self, request: web.Request) -> web.Response:
-        """GET /ui/{file}. People add a slash to `/ui`; that leads to the page.
+        """GET /ui/{file}.
 
         :raises HTTPNotFound: the page has no such file.
         """
         name = request.match_info["file"]
-        if not name:
-            # Relative, because a proxy may have put a path before it.
-            return web.Response(status=HTTPStatus.TEMPORARY_REDIRECT, headers={hdrs.LOCATION: f"..{UI}"})
         if name not in self.files:
             raise web.HTTPNotFound
         return self.files[name].response(request)
 
+    @serves(
+        Route(
+            method="GET",
+            path=UI_EVENTS,
+            name="followService",
+            group=Group.PAGE,
+            summary="Follow the service by server-sent events: `hello`, a `snapshot` each second, and `end`",
+            answers={HTTPStatus.OK: EVENT_STREAM},
+            problems=("not-found",),
+            scope=Scope.READ,
+        )
+    )
     async def events(self, request: web.Request) -> web.StreamResponse:
         """GET /internal/v1/ui/events."""
         if request.method == "HEAD":
