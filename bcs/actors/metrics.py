@@ -52,12 +52,15 @@ class MetricsPage:
 
     def render(self) -> bytes:
         """Sample the cheap values now; the other values are the last samples of the metrics actor."""
-        self._sample_now()
+        self.sample(self.snapshot())
         return generate_latest(self.runtime.telemetry.registry)
 
-    def _sample_now(self) -> None:
+    def sample(self, tree: Snapshot) -> None:
+        """Sample what costs little.
+
+        :param tree: the supervision tree now.
+        """
         telemetry = self.runtime.telemetry
-        tree = self.snapshot()
         telemetry.restart_intensity_used.labels(tree.name).set(tree.intensity_used)
         for path, node in tree.iter_flat():
             if node.kind == "dynamic":
