@@ -175,22 +175,21 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClu
         yield cluster
 
 
-@pytest.fixture(scope="session")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The broker that the tests of a worker share, with the platform's topics; no test starts a service on it.
+@pytest.fixture(scope="module")
+def module_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The broker that the tests of a module share, with the platform's topics; it starts in a twentieth of a second.
 
-    The topics' names are fixed: a second service would read everything that the tests before it sent, and make dead
-    letters of their junk once more. Modules that start services start them on ``module_kafka``.
+    The topics' names are fixed: on a broker that more modules share, a service would read everything that the tests
+    before it sent, and make dead letters of their junk once more.
     """
     with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def module_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A broker of the module's own, with the platform's topics; it starts in a twentieth of a second."""
-    with platform_broker(tmp_path_factory.mktemp("module-kafka")) as address:
-        yield address
+def kafka_bootstrap_servers(module_kafka: str) -> str:
+    """The same, under the name of the setting."""
+    return module_kafka
 
 
 @pytest.fixture(scope="session")
