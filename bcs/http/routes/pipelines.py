@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from http import HTTPStatus
 from typing import Literal
 
 from aiohttp import web
 
 from bcs.domain.facts import Outcome
+from bcs.domain.resolution import Resolution
 from bcs.errors import BcsError, RequestRefused
 from bcs.http import answers
 from bcs.http.bodies import BODY
 from bcs.http.documents import extent_of
+from bcs.http.explanation_answers import ResolvedWithOptions
 from bcs.http.explanations import answer_with_options, encoding_explained
 from bcs.http.guard import (
     BATCH_ID,
@@ -23,7 +26,8 @@ from bcs.http.guard import (
     correlation_id_of,
     correlation_id_sent,
 )
-from bcs.http.parameters import USUAL_ESSAYS, DefineQuery, explained_essays_path, parse_query
+from bcs.http.identity import Scope
+from bcs.http.parameters import PIPELINES, USUAL_ESSAYS, DefineQuery, explained_essays_path, parse_query
 from bcs.http.replies import reply_encoded, reply_json
 from bcs.http.requests import (
     DEFINITIONS_HEADER,
@@ -38,14 +42,22 @@ from bcs.http.requests import (
     PipelineAnswers,
     parse_body,
 )
+from bcs.http.routing import OF_BODY, Group, Route, serves
+from bcs.http.tracing import cause_of, span_of
+from bcs.observability.tracing import Attributes, Tracer
 from bcs.storage.pace import paced
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
 from bcs.wire.dead_letters.encode import FAILURES, FIRST_FAILURE
-from bcs.wire.tracing import trace_of
+from bcs.wire.tracing import TRACEPARENT, TRACESTATE
 
 Explain = bool | Literal["full"]
+
+_TRACE = {
+    TRACEPARENT: "W3C trace context. A valid one goes on into the announcements.",
+    TRACESTATE: "W3C trace context; used only with a valid `traceparent`.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +71,44 @@ class PipelineHandlers:
     reporter: PhaseReporter
     definitions: ActiveDefinitions
     page_bytes: int
-    answers: PipelineAnswers = field(default_factory=PipelineAnswers, init=False)
+    tracer: Tracer
+    plain_answers: PipelineAnswers = field(default_factory=PipelineAnswers, init=False)
 
+    @serves(
+        Route(
+            method="POST",
+            path=f"{PIPELINES}/define",
+            name="definePipeline",
+            span="resolve",
+            group=Group.PIPELINES,
+            summary="Say which phases of a pipeline a batch still needs",
+            answers={HTTPStatus.OK: ResolvedWithOptions},
+            problems=(
+                *("unknown-pipeline", "prompt-required", "needed-phase-left-out", "batch-erased"),
+                *("too-many-new-batches", "intake-behind", "unavailable"),
+            ),
+            scope=Scope.RESOLVE,
+            body=DefinePipeline,
+            query=DefineQuery,
+            headers=_TRACE,
+            answer_headers={
+                DEFINITIONS_HEADER: "The version of the pipeline file, if it has one, and the hash of its content, "
+                "with a blank between."
+            },
+            leads_to={
+                "showBatch": OF_BODY,
+                "showHistory": OF_BODY,
+                "explainPipeline": {**OF_BODY, "pipeline": "$request.body#/requested_pipeline"},
+            },
+        )
+    )
     async def define(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/define."""
         parsed = parsed_body(request, DefinePipeline)
         body = parsed.body
         request[CORRELATION_ID], request[BATCH_ID] = body.correlation_id, body.batch_id
         plain = body.plain and not request.query_string
+        span = span_of(request, self.tracer)
         command = ResolvePipeline(
             batch_id=body.batch_id,
             pipeline=body.requested_pipeline,
@@ -74,7 +116,7 @@ class PipelineHandlers:
             prompt_attached=body.batch_metadata.prompt_attached if body.batch_metadata else None,
             caller=asked_by(request),
             quota_of=caller_of(request),
-            trace=trace_of(request.headers),
+            trace=cause_of(request, span),
         )
         explain: Explain = False
         if not plain:
@@ -93,10 +135,11 @@ class PipelineHandlers:
             if fails_again and await self.resolver.store_failure(command, error, _original(request, body)):
                 request[DEAD_LETTER] = "written"
             raise
+        span.set(_about_resolution, resolution, source)
         headers = {DEFINITIONS_HEADER: str(resolution.definitions)}
         if plain:
             return reply_encoded(
-                self.answers.encode(body.batch_id, resolution, source, parsed.warnings), headers=headers
+                self.plain_answers.encode(body.batch_id, resolution, source, parsed.warnings), headers=headers
             )
         answer = answer_with_options(
             body.batch_id,
@@ -114,6 +157,21 @@ class PipelineHandlers:
             next_after = partial(explained_essays_path, body.batch_id, body.requested_pipeline, USUAL_ESSAYS)
         return reply_encoded(await paced(encoding_explained(answer, explanation, extent, next_after)), headers=headers)
 
+    @serves(
+        Route(
+            method="POST",
+            path="/internal/v1/phases/complete",
+            name="completePhase",
+            span="report",
+            group=Group.PHASES,
+            summary="Report a whole phase of a batch",
+            answers={HTTPStatus.OK: answers.PhaseRecorded},
+            problems=("report-outdated", "batch-erased", "too-many-new-batches", "unavailable"),
+            scope=Scope.REPORT,
+            body=CompletePhase,
+            leads_to={"showBatch": OF_BODY, "showHistory": OF_BODY},
+        )
+    )
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
         parsed = parsed_body(request, CompletePhase)
@@ -131,6 +189,7 @@ class PipelineHandlers:
             correlation_id=correlation_id_of(request),
             caller=asked_by(request),
             quota_of=caller_of(request),
+            trace=cause_of(request, span_of(request, self.tracer)),
         )
         await self.reporter.report(command)
         answer: answers.PhaseRecorded = {
@@ -149,6 +208,15 @@ def _explain(request: web.Request, body: DefinePipeline) -> Explain:
     if body.explain is not None:
         return body.explain
     return "full" if asked == "full" else asked == "true"
+
+
+def _about_resolution(resolution: Resolution, source: str) -> Attributes:
+    return {
+        "bcs.pipeline": resolution.pipeline,
+        "bcs.source": source,
+        "bcs.phases.run": [decision.phase for decision in resolution.decisions if decision.runs],
+        "bcs.phases.pruned": list(resolution.pruned),
+    }
 
 
 def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:
