@@ -257,7 +257,6 @@ class Service:
             (),
             max_event_bytes=settings.max_event_bytes,
             max_essays=settings.max_essays_per_batch,
-            reads_traces=self._tracer.enabled,
         )
         self.definitions.follow(decoder.use_phases)
         events = EventReader(
