@@ -107,7 +107,7 @@ class Envelope(BaseModel, Generic[DataT]):
     data: DataT
 
     @classmethod
-    def model_parametrized_name(cls, params: tuple[type[Any], ...]) -> str:
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
         """The name of the schema."""
         return f"{params[0].__name__}Envelope"
 

@@ -225,7 +225,7 @@ def _unhealthy(healthz: Mapping[str, Any]) -> dict[str, Any]:
 async def _problems(service: RunningService, caller: Orchestrator, pipelines: Path) -> dict[str, Any]:
     """The body of each kind of problem: as a request gets it, or as the code makes it where that would need a fault."""
     made = {kind: problem.response(CORRELATION_ID, 1).body for kind, problem in _made()}
-    problems = {kind: json.loads(body if isinstance(body, bytes) else b"") for kind, body in made.items()}
+    problems: dict[str, Any] = {kind: json.loads(body) for kind, body in made.items() if isinstance(body, bytes)}
 
     async def keep(answer: Answer) -> None:
         problems[answer.json["type"].rpartition(":")[2]] = answer.json
