@@ -28,6 +28,7 @@ from bcs.wire.events import (
 )
 from bcs.wire.producing import EventType, Sample, sample_events
 from bcs.wire.published import ConsumedMessage, Headers, OutboundMessage, phases_skipped
+from bcs.wire.tracing import TRACEPARENT, TRACESTATE
 
 Schema = dict[str, Any]
 
@@ -51,6 +52,7 @@ DEAD_LETTER_HEADERS: Final[Mapping[str, Schema]] = {
     encode.FAILURES: _NUMBER | {"description": "How often the original became a dead letter, with its replays."},
     encode.FIRST_FAILURE: _TEXT | {"description": "When the original became a dead letter for the first time."},
     encode.LAST_FAILURE: _TIME | {"description": "When this dead letter was made."},
+    encode.TRACE: _TEXT | {"description": "The span that published the dead letter, where tracing is on."},
 }
 """The headers that BCS adds to a dead letter. The original's own headers are kept beside them."""
 
@@ -64,11 +66,17 @@ _OF_REPLAYS: Mapping[str, Schema] = {
     encode.FAILURES: _TEXT | {"description": "How often the message became a dead letter before."},
     encode.FIRST_FAILURE: _TEXT | {"description": "When that happened for the first time."},
     encode.ORIGINAL_TIMESTAMP: _TEXT | {"description": "When the original was written, in ms since 1970 UTC."},
+    encode.TRACE: _TEXT | {"description": "The span that replayed the message, where tracing is on."},
+}
+_TRACE: Mapping[str, Schema] = {
+    TRACEPARENT: _TEXT | {"description": "W3C trace context."},
+    TRACESTATE: _TEXT | {"description": "W3C trace context; only with a `traceparent`."},
 }
 CONSUMED_HEADERS: Final[Schema] = {
     "type": "object",
-    "description": "The platform's producers send no headers. A message that `bcs dlq replay` put back has these.",
-    "properties": dict(_OF_REPLAYS),
+    "description": "The platform's producers send no headers. BCS reads a trace context, and a message that "
+    "`bcs dlq replay` put back has the others.",
+    "properties": {**_TRACE, **_OF_REPLAYS},
 }
 
 _NO_VALUE: Schema = {"type": "null"}
@@ -228,6 +236,7 @@ MESSAGES: Final[Mapping[str, Sequence[Message]]] = {
             summary="A phase need not run, because it is complete",
             document=PhaseSkippedV1Envelope,
             key=_TEXT | {"description": "The batch's id."},
+            headers={"type": "object", "description": "Where there is a trace.", "properties": dict(_TRACE)},
             examples=_skipped,
         )
     ],

@@ -53,6 +53,8 @@ class Call:
 
 
 _OF_BATCH = {"id": BATCH}
+_MOST_CHARACTERS, _EXCERPT_CHARACTERS = 5_000, 100
+_EVENTS = 'event: hello\ndata: {"process": "…", "version": "…"}\n\nevent: snapshot\ndata: {…}\n\n'
 _GRAPH = Call(name="drawPipeline", path=f"{_V1}/pipelines/{{name}}/graph", at={"name": "ai_feedback"})
 CALLS = (
     Call(name="definePipeline", method="POST", path=f"{_V1}/pipelines/define", body=_DEFINE),
@@ -99,6 +101,10 @@ CALLS = (
     ),
     Call(name="showActors", path=f"{_V1}/actors"),
     Call(name="killActor", method="POST", path=f"{_V1}/actors/{{name}}/kill", at={"name": "publisher"}),
+    Call(name="showPage", path="/ui"),
+    Call(name="showPageFile", path="/ui/{file}", at={"file": "page.js"}),
+    Call(name="showPageFile", path="/ui/{file}", at={"file": "page.css"}),
+    Call(name="showPageFile", path="/ui/{file}", at={"file": "icon.svg"}),
     Call(name="healthz", path="/healthz"),
     Call(name="readyz", path="/readyz"),
     Call(name="metrics", path="/metrics"),
@@ -152,6 +158,7 @@ async def _play(servers: Servers, directory: Path) -> dict[str, Any]:
         calls["describeApi"] = {
             "answers": {"200": {"application/json": {"openapi": "3.1.0", "info": {"title": "…"}, "paths": {}}}}
         }
+        calls["followService"] = {"answers": {"200": {"text/event-stream": _EVENTS}}}
         problems = await _problems(service, caller, pipelines)
     return {"calls": calls, "problems": dict(sorted(problems.items()))}
 
@@ -188,6 +195,8 @@ async def _ask(caller: Orchestrator, call: Call, **headers: str) -> Answer:
 
 def _keep(example: dict[str, Any], call: Call, answer: Answer) -> None:
     media_type = answer.headers["Content-Type"]
+    if call.path.startswith("/ui"):
+        media_type = media_type.partition(";")[0]
     if parameters := {**call.at, **{name: _typed(value) for name, value in call.query.items()}}:
         example.setdefault("parameters", parameters)
     if call.body is not None:
@@ -201,10 +210,10 @@ def _typed(value: str) -> Any:
 
 
 def _excerpt(text: str) -> str:
-    """The metrics have hundreds of lines."""
-    if not text.startswith("# HELP"):
-        return text
-    return "\n".join(line for line in text.splitlines() if "bcs_pipeline_resolutions" in line)
+    """Metrics and files have hundreds of lines."""
+    if text.startswith("# HELP"):
+        return "\n".join(line for line in text.splitlines() if "bcs_pipeline_resolutions" in line)
+    return text if len(text) < _MOST_CHARACTERS else f"{text[:_EXCERPT_CHARACTERS]}…"
 
 
 def _unhealthy(healthz: Mapping[str, Any]) -> dict[str, Any]:
