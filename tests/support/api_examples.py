@@ -105,6 +105,9 @@ CALLS = (
     Call(name="showPageFile", path="/ui/{file}", at={"file": "page.js"}),
     Call(name="showPageFile", path="/ui/{file}", at={"file": "page.css"}),
     Call(name="showPageFile", path="/ui/{file}", at={"file": "icon.svg"}),
+    Call(name="showDocs", path="/docs"),
+    Call(name="showDocsFile", path="/docs/{file}", at={"file": "docs.js"}),
+    Call(name="showDocsFile", path="/docs/{file}", at={"file": "docs.css"}),
     Call(name="healthz", path="/healthz"),
     Call(name="readyz", path="/readyz"),
     Call(name="metrics", path="/metrics"),
@@ -195,7 +198,7 @@ async def _ask(caller: Orchestrator, call: Call, **headers: str) -> Answer:
 
 def _keep(example: dict[str, Any], call: Call, answer: Answer) -> None:
     media_type = answer.headers["Content-Type"]
-    if call.path.startswith("/ui"):
+    if call.path.startswith(("/ui", "/docs")):
         media_type = media_type.partition(";")[0]
     if parameters := {**call.at, **{name: _typed(value) for name, value in call.query.items()}}:
         example.setdefault("parameters", parameters)
