@@ -163,19 +163,20 @@ async def _nothing_waits(caller: Orchestrator) -> bool:
 
 def drawn(found: Watched) -> str:
     """All panels that show anything, as one SVG."""
-    parts, y = [], 0
+    parts, y, style = [], 0, ""
     for title, row in ROWS.items():
         charts = [chart for panel in row if (chart := _chart(panel, found)) is not None]
         parts.append(
             f'<text x="{_MARGIN}" y="{y + _TITLE - 10}" font-size="20" font-family="sans-serif">{title}</text>'
         )
+        style = max(style, *map(_style, charts), key=len)
         y += _TITLE
         for place, chart in enumerate(charts):
             left, top = place % _ACROSS * _WIDTH, y + place // _ACROSS * _HEIGHT
-            parts.append(_at(chart, left, top, styled=len(parts) == 1))
+            parts.append(_at(chart, left, top))
         y += -(-len(charts) // _ACROSS) * _HEIGHT
     size = f'width="{_ACROSS * _WIDTH}" height="{y}" viewBox="0 0 {_ACROSS * _WIDTH} {y}"'
-    parts.insert(0, '<rect width="100%" height="100%" fill="white"/>')
+    parts.insert(0, f'{style}<rect width="100%" height="100%" fill="white"/>')
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(parts)}</svg>\n'
 
 
@@ -215,22 +216,26 @@ def _chart(panel: Panel, found: Watched) -> str | None:
     return str(chart.render(is_unicode=True)) if shown else None
 
 
-def _small(svg: str, *, styled: bool) -> str:
-    """Without what nobody can see in a picture.
+def _style(chart: str) -> str:
+    """The style of a chart, for all charts: those with more series have more colours in it."""
+    return "".join(re.findall(r"<style.*?</style>", _of_all(chart), re.DOTALL))
 
-    :param styled: keep the style, which is the same for all charts.
-    """
-    svg = re.sub(r"#chart-[0-9a-f-]+", ".pygal-chart", svg)
-    unseen = [r"<script.*?</script>", r"<!--.*?-->", r"<title>.*?</title>", r"\s+(?=<)"]
-    for part in unseen if styled else [*unseen, r"<style.*?</style>"]:
-        svg = re.sub(part, "", svg, flags=re.DOTALL)
+
+def _of_all(chart: str) -> str:
+    return re.sub(r"#chart-[0-9a-f-]+", ".pygal-chart", chart)
+
+
+def _small(chart: str) -> str:
+    """Without its style, and without what nobody can see in a picture."""
+    for part in (r"<style.*?</style>", r"<script.*?</script>", r"<!--.*?-->", r"<title>.*?</title>", r"\s+(?=<)"):
+        chart = re.sub(part, "", chart, flags=re.DOTALL)
     # Tenths of a pixel are enough.
-    return re.sub(r' d="[^"]+"', lambda path: re.sub(r"(\d+\.\d)\d+", r"\1", path[0]), svg)
+    return re.sub(r' d="[^"]+"', lambda path: re.sub(r"(\d+\.\d)\d+", r"\1", path[0]), _of_all(chart))
 
 
-def _at(chart: str, x: int, y: int, *, styled: bool) -> str:
-    """A chart as a part of a larger picture; see `_small`."""
-    return _small(chart, styled=styled).replace(
+def _at(chart: str, x: int, y: int) -> str:
+    """A chart as a part of a larger picture."""
+    return _small(chart).replace(
         "<svg ", f'<svg x="{x}" y="{y}" width="{_WIDTH - _MARGIN}" height="{_HEIGHT - _MARGIN}" ', 1
     )
 
