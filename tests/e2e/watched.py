@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -206,14 +206,21 @@ def _chart(panel: Panel, found: Watched) -> str | None:
     shown = 0
     for query, legend in panel.queries.items():
         for series in found.course(query)[:8]:
-            name = re.sub(r"\{\{(\w+)\}\}", lambda match, of=series: of["metric"].get(match[1], ""), legend)
+            name = _name(legend, series["metric"])
             points = [(float(at) - found.since, float(value)) for at, value in series["values"]]
             points = [point for point in points if not isnan(point[1])]
             # What stays zero, as it should, is not worth a picture.
             if any(value for _, value in points):
-                chart.add(re.sub(r"huleedu\.|127\.0\.0\.1:\d+", "", name).removesuffix(", ") or "bcs", points)
+                chart.add(name, points)
                 shown += 1
     return str(chart.render(is_unicode=True)) if shown else None
+
+
+def _name(legend: str, labels: Mapping[str, str]) -> str:
+    """The legend of a series, as Grafana makes it; short."""
+    for label in re.findall(r"\{\{(\w+)\}\}", legend):
+        legend = legend.replace(f"{{{{{label}}}}}", labels.get(label, ""))
+    return re.sub(r"huleedu\.|127\.0\.0\.1:\d+", "", legend).removesuffix(", ") or "bcs"
 
 
 def _style(chart: str) -> str:
