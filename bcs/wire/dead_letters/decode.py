@@ -59,6 +59,7 @@ class DeadLetter:
     :param failures: how often the original became a dead letter, this time included.
     :param unread: the original could not be read when the dead letter was written; only its position is known.
     :param service: the service that wrote the dead letter; `unknown` where the dead letter does not name one.
+    :param producer: the service that sent the original; None where the original does not name one.
     """
 
     position: DeadLetterPosition
@@ -83,6 +84,7 @@ class DeadLetter:
     last_failure: str
     unread: bool
     service: str
+    producer: str | None
 
     @property
     def is_ours(self) -> bool:
@@ -168,6 +170,7 @@ def read_dead_letter(
             last_failure=given.get(names.LAST_FAILURE, timestamp),
             unread=bool(metadata.get("unread", False)),
             service=_text(document.get("service")) or "unknown",
+            producer=_text(document["failed_event_envelope"].get("source_service")),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableDeadLetter(str(position), describe(error)) from None
