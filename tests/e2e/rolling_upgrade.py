@@ -94,10 +94,9 @@ class RollingUpgrade:
 
     def figures(self) -> str:
         """What there was, in a sentence."""
-        tried = ", ".join(f"{number} {what}" for what, number in sorted(self.tries.items())) or "none"
         return (
-            f"{len(self._events)} events, {self.answers} answers, {self.reports} phase reports, "
-            f"{len(self._owed)} announcements: 0 lost, 0 wrong. Requests that had to be repeated: {tried}."
+            f"{len(self._events)} events, {self.answers} answers, {self.reports} phase reports, {len(self._owed)} "
+            f"announcements: 0 lost, 0 wrong; {sum(self.tries.values())} requests had to be repeated."
         )
 
     async def _roll(self, before: Path | None, after: Path | None) -> None:

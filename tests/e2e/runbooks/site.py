@@ -27,6 +27,7 @@ from tests.support.service import QUICK, BcsProcess
 
 GROUP = "bcs-event-consumer"
 DATABASE = "bcs"
+_START_SECONDS = 120.0
 _REDIS_PORT, _KAFKA_PORT, _DATABASE_PORT, _HTTP_PORT = 6379, 9092, 5432, 4002
 
 
@@ -178,7 +179,8 @@ async def site(jars: Path | None = None) -> AsyncIterator[Site]:
             broker = apache_kafka(jars, directory / ".kafka", kafka_port, advertised_port=kafka_proxy.port)
         else:
             broker = embedded.kafka(directory / ".kafka", kafka_port, kafka_proxy.port)
-        stack.enter_context(broker)
+        stack.callback(broker.stop)
+        broker.start(_START_SECONDS)
         await create_platform_topics(kafka_proxy.address)
         store = stack.enter_context(postgres(directory / ".postgres", durable=False))
         url = await _database(store.url)
