@@ -25,11 +25,14 @@ from bcs.http.deadlines import task_deadlines
 from bcs.http.descriptors import most_connections
 from bcs.http.guard import Handler, RequestGuard, not_found, unexpected
 from bcs.http.identity import Scope
+from bcs.http.live_feed import LiveFeed
 from bcs.http.reloaded import Reloaded, keep_fresh
 from bcs.http.routing import Route, served_by
 from bcs.http.tls import ServerTls, TlsTransport
+from bcs.http.tracing import traced
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
+from bcs.observability.tracing import Tracer
 from bcs.supervision import ActorContext
 
 # aiohttp logs a traceback for bytes that are not HTTP, so a port scan would flood the log. RequestGuard catches and
@@ -37,6 +40,8 @@ from bcs.supervision import ActorContext
 _PROTOCOL_LOG = logging.getLogger("bcs.http.protocol")
 _PROTOCOL_LOG.setLevel(logging.CRITICAL)
 # At a stop, each open connection may send one more request for this long: a slow caller may be about to send one.
+# The scopes of BOS's own calls, on whose failures there are alerts.
+_COUNTED_FROM_ZERO = frozenset({Scope.RESOLVE, Scope.REPORT})
 _LAST_REQUESTS_SECONDS = 1.0
 _POLL_SECONDS = 0.01
 # A TCP handshake that has begun is complete after this time.
@@ -91,6 +96,7 @@ class HttpServer:
     :param known: the callers; None if everybody may do everything.
     :param tls: for connections to `listener`; None without TLS.
     :param handlers: objects whose methods declare routes; see `routing.py`.
+    :param feed: the snapshots for open pages `/ui`; None without the page.
     :param rates: the rate of each caller; None for no limit.
     """
 
@@ -101,7 +107,9 @@ class HttpServer:
     known: Reloaded[KnownCallers] | None
     tls: Reloaded[ServerTls] | None
     handlers: Sequence[object]
+    feed: LiveFeed | None
     rates: TokenBuckets | None
+    tracer: Tracer
 
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until the actor must stop, then answer all requests on accepted connections."""
@@ -121,6 +129,8 @@ class HttpServer:
         async with anyio.create_task_group() as group:
             group.start_soon(callers.clock.run)
             group.start_soon(keep_fresh, [each for each in (self.known, self.tls) if each])
+            if self.feed:
+                group.start_soon(self.feed.run)
             try:
                 await self._serve(context, guard, callers)
             finally:
@@ -139,6 +149,8 @@ class HttpServer:
                 context.ready()
                 await context.wait_stopping()
                 guard.close_after_response()
+                if self.feed:
+                    self.feed.end()  # the pages connect again, to another replica or to the next process
                 # /readyz already answers 503. The load balancer needs this time to notice.
                 await anyio.sleep(self.settings.shutdown_drain_seconds)
                 for port in ports:
@@ -228,17 +240,21 @@ class HttpServer:
         router = application.router
 
         def add(route: Route, handler: Handler) -> None:
-            resource = router.add_resource(route.resource)
+            resource, public = router.add_resource(route.resource), route.probe or route.public
             guarded = guard.wrap(
                 handler,
                 resource.canonical,
                 reads_body=route.body is not None,
                 scope=route.scope,
-                public=route.probe,
+                public=public,
             )
-            expect = _expecting(guard, route.scope, resource.canonical, public=route.probe)
+            if not route.probe:
+                guarded = traced(guarded, self.tracer, route)
+            expect = _expecting(guard, route.scope, resource.canonical, public=public)
             for accepted in (route.method, "HEAD") if route.method == "GET" else (route.method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)
+            if route.scope in _COUNTED_FROM_ZERO:
+                guard.count_from_zero(route.method, resource.canonical)
             if isinstance(resource, web.PlainResource):
                 exact[route.method, route.path] = guarded
 

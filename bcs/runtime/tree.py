@@ -34,23 +34,30 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import BatchSummary
 from bcs.domain.token_buckets import TokenBuckets
-from bcs.http.access import callers_of
+from bcs.http.access import Access, callers_of
 from bcs.http.described import encoded_openapi
+from bcs.http.live_documents import LiveDocuments
+from bcs.http.live_feed import LiveFeed
+from bcs.http.page_files import documentation_files, page_files
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import DescriptionHandlers
+from bcs.http.routes.documentation import DocumentationHandlers
 from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
+from bcs.http.routes.ui import UiHandlers
 from bcs.http.server import AddressUnavailable, HttpServer, open_listener
 from bcs.http.tls import tls_of
 from bcs.kafka.clients import KafkaClients
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.telemetry import Telemetry
+from bcs.observability.tracer_factory import open_tracer
+from bcs.observability.tracing import Tracer
 from bcs.observability.tree_observer import TreeObserver, count_restarts_from_zero
 from bcs.observability.waits import Waits
 from bcs.runtime.archive import FIRST_PROBES, ArchiveParts, archive_parts
@@ -93,6 +100,8 @@ class Service:
     :param definitions: the pipelines.
     :param now: wall-clock time.
     :param gave_up: called when the root of the tree gives up, before everything is stopped.
+    :param tracer: begins the spans; None for that of the settings.
+    :raises TracingUnavailable: tracing is on, and its packages are missing.
     :raises AddressUnavailable: the HTTP address is not available.
     :raises InvalidSettings: a file of callers or certificates can't be used.
     """
@@ -104,8 +113,10 @@ class Service:
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         gave_up: Callable[[], None] = lambda: None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.settings = settings
+        self._tracer = tracer or open_tracer(settings)
         self.telemetry = Telemetry()
         self.kafka = KafkaStatus(from_earliest=settings.kafka_auto_offset_reset == "earliest")
         self.kafka.servers = settings.kafka_bootstrap_servers
@@ -117,6 +128,7 @@ class Service:
             waits=self.waits,
             now=now,
             new_id=uuid.uuid4,
+            tracer=self._tracer,
         )
         self._gave_up = gave_up
         self.definitions = ActiveDefinitions(definitions, runtime=self._runtime, load=partial(pipelines_of, settings))
@@ -147,6 +159,8 @@ class Service:
         self.batches = self._batches()
         self.root = self._root()
         count_restarts_from_zero(self.telemetry, self.root.snapshot())
+        for source in (self.persistence.store_name, *([POSTGRESQL] if self.persistence.archive else [])):
+            self.telemetry.answers(source)
 
     async def run(self, stop: anyio.Event, started: Callable[[], None] | None = None) -> bool:
         """Run until `stop` is set, then stop in order.
@@ -172,6 +186,7 @@ class Service:
             if self.probe_listener is not None:
                 self.probe_listener.close()
             await self.persistence.aclose()
+            await self._tracer.aclose()
 
     def _store_summary(self, batch_id: str, summary: BatchSummary, law: CompletionLaw) -> None:
         # Without room the summary is dropped: another process makes it again.
@@ -230,6 +245,7 @@ class Service:
             kafka=KafkaWatch(runtime=self._runtime, status=self.kafka),
             index=self.persistence.written_index,
         )
+        credentials = [each for each in (self._known_callers, self._tls) if each]
         in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
         page = MetricsPage(
             runtime=self._runtime,
@@ -239,13 +255,18 @@ class Service:
             in_flight=lambda: in_flight.messages,
             snapshot=lambda: self.root.snapshot(),
             circuit=self.persistence.circuit,
+            credentials=lambda: {each.variable: each.problem for each in credentials},
             redis_problem=None if settings.use_mock_repository else partial(problem_of_redis, redis, self.store),
         )
         publisher = Publisher(runtime=self._runtime, outbox=self.outbox, status=self.kafka)
         clocks = Clocks(
             now=self._runtime.now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
         )
-        decoder = EventDecoder((), max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch)
+        decoder = EventDecoder(
+            (),
+            max_event_bytes=settings.max_event_bytes,
+            max_essays=settings.max_essays_per_batch,
+        )
         self.definitions.follow(decoder.use_phases)
         events = EventReader(
             decoder=decoder,
@@ -295,7 +316,7 @@ class Service:
             archive=archive,
             outbox=self.outbox,
         )
-        pipelines = PipelineHandlers(resolver, reporter, self.definitions, settings.http_page_bytes)
+        pipelines = PipelineHandlers(resolver, reporter, self.definitions, settings.http_page_bytes, self._tracer)
         health = HealthHandlers(
             settings=settings,
             store=self.store,
@@ -308,7 +329,7 @@ class Service:
             snapshot=lambda: self.root.snapshot(),
             draining=self._stops,
             definitions=self.definitions,
-            credentials=[each for each in (self._known_callers, self._tls) if each],
+            credentials=credentials,
         )
         actors = ActorHandlers(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
@@ -328,6 +349,7 @@ class Service:
             clocks=clocks,
             reading=reading,
         )
+        ui = self._ui(page, health) if settings.ui else None
         http = HttpServer(
             settings=settings,
             telemetry=self.telemetry,
@@ -349,7 +371,7 @@ class Service:
                     ),
                     page_bytes=settings.http_page_bytes,
                 ),
-                InvalidationHandlers(invalidator, self.definitions),
+                InvalidationHandlers(invalidator, self.definitions, self._tracer),
                 FindingHandlers(
                     definitions=self.definitions,
                     finder=self._finder,
@@ -361,8 +383,12 @@ class Service:
                 health,
                 actors,
                 DescriptionHandlers(encoded_openapi),
+                *([ui] if ui else []),
+                *([DocumentationHandlers(documentation_files)] if settings.docs else []),
             ],
+            feed=ui.feed if ui else None,
             rates=self._rates(),
+            tracer=self._tracer,
         )
         # Children stop in reverse order: HTTP answers the accepted requests, the intake commits the offsets of durable
         # events, the batches and the outbox are flushed. One budget bounds the sum, and no child may use all of it.
@@ -395,6 +421,28 @@ class Service:
             backoff=self._backoff(),
             observer=TreeObserver(self.telemetry, self._gave_up),
             kill_grace_seconds=self._kill_grace(),
+        )
+
+    def _ui(self, page: MetricsPage, health: HealthHandlers) -> UiHandlers:
+        runtime, began = self._runtime, time.monotonic()
+        documents = LiveDocuments(
+            snapshot=lambda: self.root.snapshot(),
+            sample=page.sample,
+            registry=self.telemetry.registry,
+            health=health,
+            lag=lambda: self.kafka.intake_lag(int(runtime.now().timestamp() * 1000)),
+            now=runtime.now,
+            clock=lambda: time.monotonic() - began,
+        )
+        feed = LiveFeed(documents.encoded, most=self.settings.ui_max_streams, clock=time.monotonic)
+        self.telemetry.ui_streams.set_function(lambda: feed.open_streams)
+        return UiHandlers(
+            settings=self.settings,
+            files=page_files(),
+            feed=feed,
+            access=Access(self._known_callers) if self._known_callers else None,
+            has_archive=self.persistence.archive is not None,
+            process=str(runtime.new_id()),
         )
 
     def _finder(self, law: CompletionLaw) -> BatchFinder:

@@ -27,7 +27,10 @@ from yarl import URL
 
 from bcs.config.loading import load_settings
 from bcs.config.pipelines import load_pipelines
+from bcs.config.settings import Settings
 from bcs.observability.failpoints import FailPointHook, fail_points
+from bcs.observability.tracer_factory import open_tracer
+from bcs.observability.tracing import Tracer
 from bcs.runtime.tree import Service
 from bcs.supervision import Snapshot
 from tests.support.forked import ForkedProcess
@@ -124,12 +127,17 @@ class RunningService:
 
 @contextmanager
 def service_in_thread(
-    hook: FailPointHook | None = None, now: Callable[[], datetime] = utc_now, /, **overrides: object
+    hook: FailPointHook | None = None,
+    now: Callable[[], datetime] = utc_now,
+    tracer_of: Callable[[Settings], Tracer] = open_tracer,
+    /,
+    **overrides: object,
 ) -> Iterator[RunningService]:
     """Start a service, with settings that stand above those for tests, and stop it in order at the end.
 
     :param hook: makes things go wrong at fail points; called on the service's event loop.
     :param now: the service's clock.
+    :param tracer_of: makes what begins its spans.
     """
     fresh = uuid.uuid4().hex[:12]
     names = {"redis_key_prefix": f"test-{fresh}:", "kafka_consumer_group_id": f"test-{fresh}"}
@@ -137,7 +145,7 @@ def service_in_thread(
     stop = anyio.Event()
 
     async def run(*, task_status: anyio.abc.TaskStatus[Service]) -> bool:
-        service = Service(settings, load_pipelines(None), now=now)
+        service = Service(settings, load_pipelines(None), now=now, tracer=tracer_of(settings))
         with fail_points(hook):
             return await service.run(stop, lambda: task_status.started(service))
 
@@ -154,11 +162,15 @@ def service_in_thread(
 
 @asynccontextmanager
 async def running_service(
-    hook: FailPointHook | None = None, now: Callable[[], datetime] = utc_now, /, **overrides: object
+    hook: FailPointHook | None = None,
+    now: Callable[[], datetime] = utc_now,
+    tracer_of: Callable[[Settings], Tracer] = open_tracer,
+    /,
+    **overrides: object,
 ) -> AsyncIterator[RunningService]:
     """The same, without holding up the caller's event loop, on which proxies may run."""
     with ExitStack() as stack:
-        starting = service_in_thread(hook, now, **overrides)
+        starting = service_in_thread(hook, now, tracer_of, **overrides)
         service = await anyio.to_thread.run_sync(stack.enter_context, starting)
         try:
             yield service
@@ -247,8 +259,8 @@ class Orchestrator:
 class BcsProcess:
     """``bcs`` with some arguments as a process of its own; its outputs go to files in ``directory``.
 
-    :param forked: true: from a process that has imported everything; else the installed command is started. An object
-        to mypy, as the settings beside it are.
+    :param forked: true: from a process that has imported everything, as at a commit; else the installed command is
+        started, which takes more than a second of CPU. An object to mypy, as the settings beside it are.
     :param command: the words of what runs instead of the installed command; an object for the same reason.
     :param environment: `BCS_*` variables; of this process's own environment it gets none of them.
     """
@@ -259,7 +271,7 @@ class BcsProcess:
         self,
         directory: Path,
         *arguments: str,
-        forked: object = False,
+        forked: object = not IN_FULL,
         command: object = (),
         **environment: object,
     ) -> None:
@@ -269,7 +281,7 @@ class BcsProcess:
         variables = {**inherited, "PYTHONWARNINGS": "error", **self.environment}
         self.output, self.log = directory / "stdout", directory / "stderr"
         with self.output.open("wb") as output, self.log.open("wb") as log:
-            if forked:
+            if forked and not command:
                 self.process = ForkedProcess(
                     arguments, variables, stdin=Path(os.devnull), stdout=self.output, stderr=self.log
                 )

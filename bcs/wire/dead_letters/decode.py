@@ -16,6 +16,7 @@ from bcs.wire import topics
 from bcs.wire.dead_letters import encode as names
 from bcs.wire.dead_letters.encode import DEAD_LETTER_START, original_headers
 from bcs.wire.published import SERVICE, Headers
+from bcs.wire.tracing import TraceContext, trace_in
 
 REPLAY_MARKER_PREFIX = b"replayed:"
 """The prefix of a replay marker's key. The marker is in the partition of its dead letter; like a tombstone, it has no
@@ -60,6 +61,7 @@ class DeadLetter:
     :param unread: the original could not be read when the dead letter was written; only its position is known.
     :param service: the service that wrote the dead letter; `unknown` where the dead letter does not name one.
     :param producer: the service that sent the original; None where the original does not name one.
+    :param trace: the span that published the dead letter; None without tracing.
     """
 
     position: DeadLetterPosition
@@ -85,6 +87,7 @@ class DeadLetter:
     unread: bool
     service: str
     producer: str | None
+    trace: TraceContext | None
 
     @property
     def is_ours(self) -> bool:
@@ -171,6 +174,7 @@ def read_dead_letter(
             unread=bool(metadata.get("unread", False)),
             service=_text(document.get("service")) or "unknown",
             producer=_text(document["failed_event_envelope"].get("source_service")),
+            trace=trace_in(headers, names.TRACE),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableDeadLetter(str(position), describe(error)) from None
