@@ -32,6 +32,10 @@ def unpacked(directory: Path) -> Path:
     """
     with zipfile.ZipFile(wheel()) as archive:
         archive.extractall(directory)  # noqa: S202 (our own wheel)
+    where = [sys.executable, "-P", "-c", "import bcs; print(bcs.__file__)"]
+    environment = {**os.environ, "PYTHONPATH": str(directory)}
+    found = subprocess.run(where, check=True, env=environment, capture_output=True, text=True).stdout
+    assert Path(found).is_relative_to(directory), f"this build would run instead: {found}"
     return directory
 
 

@@ -94,7 +94,8 @@ class Site:
         """
         own = {**self.variables, "BCS_HTTP_PORT": self.port(name), "BCS_INSTANCE_NAME": name, **environment}
         given = {name: value for name, value in own.items() if value is not None}
-        run = {"command": [sys.executable, "-m", "bcs"], "PYTHONPATH": build} if build else {"forked": True}
+        # Without -P the package in the current folder would win.
+        run = {"command": [sys.executable, "-P", "-m", "bcs"], "PYTHONPATH": build} if build else {"forked": True}
         replica = self.stack.enter_context(BcsProcess(self.log_of(name).parent, "serve", **run, **given))
         self.replicas[name] = replica
         return replica
