@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from bcs.domain.facts import Outcome
 from bcs.domain.law import CompletionLaw
-from bcs.domain.progress import BatchSummary, Evaluation, PhaseProgress, are_all_done, are_enough_known
+from bcs.domain.progress import (
+    BatchSummary,
+    Evaluation,
+    PhaseProgress,
+    are_all_done,
+    are_enough_known,
+    newest_other_definition,
+)
 from bcs.domain.slices import SLICE, Sliced
 from bcs.domain.state import TIMED, BatchState, Ending, Mark
 
@@ -79,6 +86,7 @@ def tallying(
         not known
         or registers.reports
         or registers.invalidations
+        or any(newest_other_definition(registers, law, phase) for phase in registers.definitions)
         or any(
             key != TIMED and key not in registers.outcomes.get(phase, ())
             for phase, of_phase in by_phase.items()

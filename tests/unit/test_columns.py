@@ -16,6 +16,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
 )
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import summarize
@@ -47,6 +48,7 @@ USUAL = (
 UNUSUAL = (
     st.builds(PhaseReported, phases, st.sampled_from(Outcome), times),
     st.builds(PhaseInvalidated, phases, st.none() | essays, times),
+    st.builds(RecordedUnder, phases, st.sampled_from(["in use", "old"]), times),
     st.builds(
         PhaseOutcome,
         phases,
@@ -59,13 +61,15 @@ UNUSUAL = (
     ),
 )
 laws = st.builds(
-    lambda policies, required: CompletionLaw(
+    lambda policies, required, kept: CompletionLaw(
         {"spellcheck": (), "nlp": ("spellcheck",), "ai_feedback": ("nlp",)},
         dict(zip(PHASES, policies, strict=True)),
         require_registration=required,
+        definitions=dict.fromkeys(kept, "in use"),
     ),
     st.lists(st.sampled_from(CompleteWhen), min_size=3, max_size=3),
     st.booleans(),
+    st.sampled_from([(), ("nlp",), tuple(PHASES)]),
 )
 
 

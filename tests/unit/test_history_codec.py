@@ -19,6 +19,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
     repeat_key_of,
 )
 from bcs.domain.history import (
@@ -39,7 +40,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20)
 times = st.integers(0, 2**62)
 outcomes = st.sampled_from(Outcome)
 lists = st.lists(texts, max_size=3).map(tuple)
-facts = st.one_of(
+facts: st.SearchStrategy[Fact] = st.one_of(
     st.builds(EssayPhaseEnded, texts, texts, outcomes, times),
     st.builds(PhaseReported, texts, outcomes, times),
     st.builds(PhaseInvalidated, texts, st.none() | texts, times),
@@ -61,7 +62,12 @@ recorded = st.builds(
     st.uuids(),
     texts,
     times,
-    facts=st.lists(facts, max_size=3).map(tuple),
+    # The definitions come last, as in every entry that BCS makes.
+    facts=st.builds(
+        lambda some, under: (*some, *under),
+        st.lists(facts, max_size=3),
+        st.lists(st.builds(RecordedUnder, texts, texts, times), max_size=2),
+    ),
     # Also those that the release before wrote in another way.
     event_type=st.sampled_from(["ELSBatchPhaseOutcomeV1", "CJAssessmentCompletedV1", REPORTED]) | texts,
     correlation_id=st.none() | texts,
