@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 from hypothesis import event, given, settings
@@ -119,6 +120,26 @@ def test_usual_facts_are_counted_and_not_evaluated() -> None:
     ):
         batch = stored(delta_of(told))
         assert at_once(tallying(batch.registers, batch.columns, law, 1)) == summarize(delta_of(told), law, 1)
+
+
+def test_facts_of_another_definition_are_counted_as_evaluated() -> None:
+    law = CompletionLaw({"nlp": ()}, definitions={"nlp": "in use"})
+    older: list[Fact] = [EssayPhaseEnded("nlp", essay, Outcome.COMPLETED, 5) for essay in "ab"]
+    later = PhaseOutcome("nlp", "s", completed=("a",), failed=(), speaks_for_all=False, at_us=6, repeat_key="k")
+    alone = replace(later, completed=("a", "b"))
+    for told, definition, since in (
+        (older, "in use", None),
+        (older, "old", 0),
+        ([*older, later], "old", 1),
+        ([*older, alone], "old", None),
+        ([alone], "old", None),
+    ):
+        state = delta_of([*told, RecordedUnder("nlp", definition, 5)])
+        batch = stored(state)
+        summary = at_once(tallying(batch.registers, batch.columns, law, 1))
+        assert summary == summarize(state, law, 1)
+        newer = summary.progress["nlp"].older
+        assert (newer and newer.completed_since) == since
 
 
 def test_the_winning_mark_has_the_greater_number() -> None:
