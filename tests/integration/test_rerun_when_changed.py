@@ -10,7 +10,6 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
-from bcs.config.pipelines import load_pipelines
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, RecordedUnder
 from bcs.domain.pipelines import Phase
 from tests.integration.service_with_archive import ServiceWithArchive
@@ -64,14 +63,14 @@ class Caller:
         return document["explanation"]["phases"]
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "pipelines.yaml"
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("definitions") / "pipelines.yaml"
     path.write_text(definitions("1"))
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(file: Path) -> Iterator[RunningService]:
     with service_in_thread(
         use_mock_repository=True, kafka_bootstrap_servers="127.0.0.1:1", pipeline_config_path=file
@@ -87,15 +86,15 @@ async def caller(service: RunningService, file: Path) -> AsyncIterator[Caller]:
         yield caller
 
 
-async def test_a_changed_phase_runs_again_until_it_has_completed_again(caller: Caller) -> None:
+async def test_a_changed_phase_runs_again_until_it_has_completed_again(caller: Caller, batch: str) -> None:
     for phase in ("spellcheck", "ai_feedback"):
-        await caller.orchestrator.complete("b", phase)
-    assert await caller.reasons("b") == ["already_completed", "already_completed"]
+        await caller.orchestrator.complete(batch, phase)
+    assert await caller.reasons(batch) == ["already_completed", "already_completed"]
 
     changed = await caller.use(definitions("2"))
     again = {"phase": "spellcheck", "before": hash_of("1"), "after": hash_of("2")}
     assert changed["runs_again"] == [again]
-    answer = await caller.define("b")
+    answer = await caller.define(batch)
     assert (answer["final_pipeline"], answer["pruned_phases"]) == (["spellcheck"], ["ai_feedback"])
     decision = answer["decisions"][0]
     found = decision["definition_changed"]
@@ -103,23 +102,23 @@ async def test_a_changed_phase_runs_again_until_it_has_completed_again(caller: C
     assert decision["reason_text"] == (
         f"its definition changed since it completed on {found['completed_at']} ({hash_of('1')} → {hash_of('2')})"
     )
-    explained, _ = await caller.explain("b")
+    explained, _ = await caller.explain(batch)
     assert (explained["decision"], explained["definition"]) == ("run", hash_of("2"))
     assert explained["older_definition"]["definition"] == hash_of("1")
 
-    await caller.orchestrator.complete("b", "spellcheck")
-    assert await caller.reasons("b") == ["already_completed", "already_completed"]
+    await caller.orchestrator.complete(batch, "spellcheck")
+    assert await caller.reasons(batch) == ["already_completed", "already_completed"]
     # It ran under the second definition, so going back changes it once more.
     await caller.use(definitions("1"))
-    assert await caller.reasons("b") == ["definition_changed", "already_completed"]
+    assert await caller.reasons(batch) == ["definition_changed", "already_completed"]
 
 
-async def test_phases_after_a_changed_one_run_again_where_the_file_says_so(caller: Caller) -> None:
+async def test_phases_after_a_changed_one_run_again_where_the_file_says_so(caller: Caller, batch: str) -> None:
     for phase in ("spellcheck", "ai_feedback"):
-        await caller.orchestrator.complete("b", phase)
+        await caller.orchestrator.complete(batch, phase)
     await caller.use(definitions("2", again=True))
-    assert await caller.reasons("b") == ["definition_changed", "dependency_runs_again"]
-    assert await caller.reasons("b", force=["spellcheck"], dry_run=True) == [
+    assert await caller.reasons(batch) == ["definition_changed", "dependency_runs_again"]
+    assert await caller.reasons(batch, force=["spellcheck"], dry_run=True) == [
         "definition_changed",
         "dependency_runs_again",
     ]
@@ -142,11 +141,11 @@ async def test_what_if_shows_what_a_change_would_cost(caller: Caller) -> None:
     assert await caller.reasons("one", pipeline="spellcheck") == ["already_completed"]
 
 
-async def test_a_completion_of_an_unknown_definition_counts_as_unchanged(caller: Caller) -> None:
+async def test_a_completion_of_an_unknown_definition_counts_as_unchanged(caller: Caller, batch: str) -> None:
     await caller.use("phases: [{name: spellcheck}, {name: ai_feedback, requires: [spellcheck]}]")
-    await caller.orchestrator.complete("b", "spellcheck")
+    await caller.orchestrator.complete(batch, "spellcheck")
     await caller.use(definitions("2"))
-    explained, _ = await caller.explain("b")
+    explained, _ = await caller.explain(batch)
     assert (explained["decision"], explained["causes"][0]["cause"]) == ("prune", "definition_unknown")
     assert "is not known, so it counts as unchanged" in explained["sentence"]
 
@@ -206,14 +205,11 @@ async def test_every_store_knows_under_which_definition_a_phase_completed(
         assert document["final_pipeline"] == []
 
 
-async def test_nothing_is_kept_of_a_phase_without_the_option(service: RunningService, caller: Caller) -> None:
+async def test_nothing_is_kept_of_a_phase_without_the_option(
+    service: RunningService, caller: Caller, batch: str
+) -> None:
     await caller.use("phases: [{name: spellcheck, revision: 7}, {name: ai_feedback, rerun_when_changed: true}]")
     for phase in ("spellcheck", "ai_feedback"):
-        await caller.orchestrator.complete("b", phase)
-    state = await anyio.to_thread.run_sync(service.run, service.service.store.state, "b")
+        await caller.orchestrator.complete(batch, phase)
+    state = await anyio.to_thread.run_sync(service.run, service.service.store.state, batch)
     assert state.definitions.keys() == {"ai_feedback"}
-
-
-def test_the_option_and_the_revision_are_read_from_the_file(file: Path) -> None:
-    phase = load_pipelines(file).phases["spellcheck"]
-    assert (phase.rerun_when_changed, phase.revision, phase.definition) == (True, "1", hash_of("1"))

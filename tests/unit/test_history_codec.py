@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib import import_module
 from uuid import UUID
@@ -33,7 +34,7 @@ from bcs.domain.history import (
     weight,
 )
 from bcs.domain.resolve_options import PLAIN, Force, ResolveOptions
-from bcs.storage.history_codec import decode_entry, encode_entry
+from bcs.storage.history_codec import decode_entry, encode_detail, encode_entry
 from bcs.storage.postgres.rows import from_text, to_text
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -221,6 +222,14 @@ def test_an_entry_of_the_release_before_is_read_as_a_whole(said: str) -> None:
 def test_what_the_release_before_did_not_write_is_a_value_error(event_type: str, fact: list[object]) -> None:
     with pytest.raises(ValueError):
         decode_entry(old_entry(event_type, [fact]))
+
+
+def test_the_release_before_finds_only_facts_that_it_knows() -> None:
+    """It refuses an entry with a fact of another kind, and ignores further members of the entry."""
+    facts = (EssayPhaseEnded("nlp", "e", Outcome.COMPLETED, 1), RecordedUnder("nlp", "definition", 1))
+    entry = FactsRecorded(UUID(int=1), "b", 1, facts=facts, event_type="t")
+    assert json.loads(encode_detail(entry))["facts"] == [["essay", "nlp", "e", "c", 1]]
+    assert decode_entry(encode_entry(entry)) == entry
 
 
 def test_a_list_weighs_what_it_holds() -> None:
