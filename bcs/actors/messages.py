@@ -18,7 +18,7 @@ from bcs.supervision import Reply
 from bcs.wire.dead_letters.encode import original_time_ms
 from bcs.wire.decoding import DecodedEvent, EventDecoder
 from bcs.wire.published import ConsumedMessage, Headers
-from bcs.wire.tracing import TraceContext, trace_in
+from bcs.wire.tracing import TraceContext
 
 # A megabyte has room for 300,000 empty headers, and each header is checked several times.
 _MOST_HEADERS = 1000
@@ -83,9 +83,6 @@ def decoded(decoder: EventDecoder, message: ConsumedMessage, event_time_ms: int)
         name = message.unreadable_headers[0][0]
         problem = f"the name of a header is not UTF-8: {name[:40]!r}"
         raise UndecodableMessage("header_not_utf8", problem, event.batch_id, event.correlation_id)
-    if message.headers and decoder.reads_traces:
-        # The relay makes the headers at each attempt to publish, so they are closer than the envelope.
-        return replace(event, trace=trace_in(message.headers) or event.trace)
     return event
 
 
@@ -131,7 +128,6 @@ class DeliveryToken:
     :param correlation_id: of the event; None if it could not be read.
     :param event_id: of the event; None if the event has none.
     :param epoch: counts how often this process got the partition. The intake ignores a token of an earlier epoch.
-    :param trace: the context of the producer; None where tracing is off, or the message has none.
     """
 
     message: ConsumedMessage
@@ -139,8 +135,6 @@ class DeliveryToken:
     correlation_id: str | None
     epoch: int
     event_id: str | None = None
-    _: KW_ONLY
-    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
