@@ -23,7 +23,7 @@ from bcs.domain.progress import Evaluation, summarize
 from bcs.domain.reporting import report_time_us
 from bcs.domain.resolution import Reason, resolve
 from bcs.domain.state import delta_of
-from tests.property.law_cases import Case, cases
+from tests.property.law_cases import LATEST, Case, cases
 from tests.support.tiers import examples
 
 some = settings(deadline=None, max_examples=examples(20))
@@ -37,6 +37,9 @@ def recorded_cases(draw: st.DrawFn) -> tuple[Case, str, list[tuple[Fact, str | N
     """A case, one of its phases, and the definition of it under which each fact was recorded; None where unknown."""
     case = draw(cases())
     name = draw(st.sampled_from([phase.name for phase in case.phases]))
+    if draw(st.booleans()):
+        reloaded_us = draw(st.integers(0, LATEST))
+        return case, name, [(fact, OLD if fact.at_us < reloaded_us else IN_USE) for fact in case.facts]
     under = st.sampled_from((IN_USE, IN_USE, OLD, OLDER, None))
     return case, name, [(fact, draw(under)) for fact in case.facts]
 
