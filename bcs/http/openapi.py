@@ -22,6 +22,7 @@ from bcs.http import answers
 from bcs.http.explanation_answers import ResolvedWithOptions
 from bcs.http.guard import CORRELATION_HEADER
 from bcs.http.identity import Scope
+from bcs.http.lines import NDJSON
 from bcs.http.parameters import (
     BATCHES,
     HISTORY,
@@ -35,9 +36,9 @@ from bcs.http.parameters import (
     GraphQuery,
     HistoryQuery,
 )
-from bcs.http.plans import NDJSON
+from bcs.http.plan_requests import PlanPipelines
 from bcs.http.problems import TITLES, Kind
-from bcs.http.requests import DEFINITIONS_HEADER, Body, CompletePhase, DefinePipeline, InvalidatedPhases, PlanPipelines
+from bcs.http.requests import DEFINITIONS_HEADER, Body, CompletePhase, DefinePipeline, InvalidatedPhases
 from bcs.http.routes.definitions import DOT_TYPE, MERMAID_TYPE, SVG_TYPE
 from bcs.wire.events import Identifier
 
@@ -155,6 +156,10 @@ _CORRELATION = {
     CORRELATION_HEADER: "The correlation id, where the body has none: at most 100 printable ASCII characters. "
     "BCS makes one where there is none."
 }
+_DEFINITIONS = {
+    DEFINITIONS_HEADER: "The version of the pipeline file, if it has one, and the hash of its content, with a blank "
+    "between."
+}
 _BATCH_ID = {"id": TypeAdapter(Identifier).json_schema() | {"description": "The id of the batch, percent-encoded."}}
 _OF_BODY = {"id": "$request.body#/batch_id"}
 _OF_BODY_WITH_PIPELINE = {**_OF_BODY, "pipeline": "$request.body#/requested_pipeline"}
@@ -184,10 +189,7 @@ _CALLS = (
             "correlation_id": "550e8400-e29b-41d4-a716-446655440000",
         },
         headers=_TRACE,
-        answer_headers={
-            DEFINITIONS_HEADER: "The version of the pipeline file, if it has one, and the hash of its content, with a "
-            "blank between."
-        },
+        answer_headers=_DEFINITIONS,
         leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY, "explainPipeline": _OF_BODY_WITH_PIPELINE},
     ),
     _Call(
@@ -235,11 +237,12 @@ _CALLS = (
         name="planPipelines",
         summary="Say which phases of a pipeline many batches would still need, without any effect: a line for each",
         answers={HTTPStatus.OK: NDJSON},
-        problems=("unknown-pipeline", *_WITH_BODY),
+        problems=("unknown-pipeline", "unavailable", *_WITH_BODY),
         scope=Scope.READ,
         body=PlanPipelines,
         example={"batch_ids": ["batch_12345", "batch_12346"], "requested_pipeline": "nlp", "force": "requested"},
         headers=_CORRELATION,
+        answer_headers=_DEFINITIONS,
     ),
     _Call(
         method="post",

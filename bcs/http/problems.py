@@ -137,9 +137,9 @@ class Problem(Exception):
         self.challenge = challenge
         self.wait_seconds = wait_seconds
 
-    def response(self, correlation_id: str, retry_after_seconds: int) -> JsonResponse:
-        """The response."""
-        document = {
+    def document(self, correlation_id: str) -> dict[str, Any]:
+        """The problem document."""
+        return {
             "type": f"urn:bcs:problem:{self.kind}",
             "title": TITLES[self.kind],
             "status": self.status.value,
@@ -147,6 +147,10 @@ class Problem(Exception):
             "correlation_id": correlation_id,
             **self.extensions,
         }
+
+    def response(self, correlation_id: str, retry_after_seconds: int) -> JsonResponse:
+        """The response."""
+        document = self.document(correlation_id)
         wait_seconds = retry_after_seconds if self.wait_seconds is None else ceil(self.wait_seconds)
         headers = {"Retry-After": str(wait_seconds)} if self.retry else {}
         if self.challenge:
@@ -157,6 +161,11 @@ class Problem(Exception):
 def overloaded(detail: str) -> Problem:
     """503: the service has no room for the request now."""
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", detail, retry=True)
+
+
+def draining() -> Problem:
+    """503: the service stops."""
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
 
 
 def too_many_requests(wait_seconds: float) -> Problem:

@@ -18,7 +18,7 @@ from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_red
 from bcs.config.settings import Settings
 from bcs.http import answers
 from bcs.http.documents import definitions_version
-from bcs.http.problems import Problem
+from bcs.http.problems import Problem, draining
 from bcs.http.reloaded import Reloaded
 from bcs.http.replies import reply_json
 from bcs.kafka.status import KafkaStatus
@@ -104,7 +104,7 @@ class HealthHandlers:
     async def readyz(self, _: web.Request) -> web.Response:
         """GET /readyz: 503 while draining, or while neither the state store nor the archive can answer."""
         if self.draining():
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
+            raise draining()
         failure = failure_of_redis(self.redis, self.store)
         if failure is None or (self.archive and self.archive.can_answer_for_redis(failure)):
             ready: answers.Ready = {"status": "ready"}
