@@ -68,21 +68,30 @@ MOST_DRAFT_PHASES = 32
 _FewNames = Annotated[list[Name], Field(max_length=MOST_DRAFT_PHASES, fail_fast=True)]
 
 
-class _DraftPhase(_Phase):
+class DraftPhase(_Phase):
+    """A phase in a request."""
+
     requires: _FewNames = []
 
 
-class _DraftPipeline(_Pipeline):
+def _without_default(schema: dict[str, Any]) -> None:
+    """An empty list is what a file has that leaves the list out, and no list that a file may have."""
+    del schema["default"]
+
+
+class DraftPipeline(_Pipeline):
+    """A pipeline in a request: it lists `phases` or `pipelines`, or both."""
+
     pipelines: _FewNames = []
-    phases: Annotated[_FewNames, Field(min_length=1)] = []
+    phases: Annotated[_FewNames, Field(min_length=1, json_schema_extra=_without_default)] = []
 
 
 class DraftFile(_Strict):
     """Definitions in a request, in the format of the pipeline file, of limited size."""
 
     version: Version | None = None
-    phases: Annotated[list[_DraftPhase], Field(min_length=1, max_length=MOST_DRAFT_PHASES, fail_fast=True)]
-    pipelines: Annotated[list[_DraftPipeline], Field(max_length=MOST_DRAFT_PHASES, fail_fast=True)] = []
+    phases: Annotated[list[DraftPhase], Field(min_length=1, max_length=MOST_DRAFT_PHASES, fail_fast=True)]
+    pipelines: Annotated[list[DraftPipeline], Field(max_length=MOST_DRAFT_PHASES, fail_fast=True)] = []
 
     def definitions(self) -> PipelineDefinitions:
         """The definitions of the draft.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from pathlib import Path
 
 from aiohttp import web
@@ -88,14 +87,13 @@ def _read(path: Path) -> KnownCallers:
 def _unauthenticated(*, sent: bool) -> Problem:
     if not sent:
         detail = "the request names no caller: send the header Authorization with a bearer token"
-        return Problem(HTTPStatus.UNAUTHORIZED, "unauthenticated", detail, challenge="Bearer")
+        return Problem("unauthenticated", detail, challenge="Bearer")
     detail = "the header Authorization does not have one bearer token that BCS knows"
-    return Problem(HTTPStatus.UNAUTHORIZED, "unauthenticated", detail, challenge='Bearer error="invalid_token"')
+    return Problem("unauthenticated", detail, challenge='Bearer error="invalid_token"')
 
 
 def _forbidden(scope: Scope) -> Problem:
     return Problem(
-        HTTPStatus.FORBIDDEN,
         "forbidden",
         f"this caller has no scope {scope.value}",
         {"scope": scope.value},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NotRequired, TypeVar
+from typing import Annotated, Literal, NotRequired
 
-from pydantic import ConfigDict, Field, WithJsonSchema, with_config
+from pydantic import Field, WithJsonSchema
 
 from bcs.config.settings import Environment
 from bcs.domain.erasure import LeftOver, What
@@ -16,26 +16,19 @@ from bcs.domain.progress import Standing
 from bcs.domain.resolution import Reason
 from bcs.storage.ports import MEMORY, POSTGRESQL, REDIS
 from bcs.supervision import State
+from bcs.wire.documents import Timestamp, described
 
 if sys.version_info >= (3, 12):
     from typing import TypedDict
 else:
     from typing_extensions import TypedDict  # pydantic takes no other
 
-TypeT = TypeVar("TypeT", bound=type)
-
-Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Source = Annotated[str, WithJsonSchema({"type": "string", "enum": [REDIS, POSTGRESQL, MEMORY]})]
 Status = Literal["healthy", "degraded", "unhealthy"]
 EndedAs = Literal["completed", "failed"]
 Warnings = Sequence[str]
-
-
-def described(body: TypeT) -> TypeT:
-    """Take the texts below the members of a body into its description."""
-    return with_config(ConfigDict(use_attribute_docstrings=True))(body)
 
 
 @described
@@ -724,6 +717,10 @@ class Problem(TypedDict):
     """Of `batch-erased`."""
     refused_until: NotRequired[Timestamp]
     """Of `batch-erased`: events about the batch are dropped until then."""
+    problems: NotRequired[Sequence[str]]
+    """Of `definitions-refused`: what is wrong with the pipeline file."""
+    in_use: NotRequired[str]
+    """Of `definitions-refused`: the version and the hash of the definitions that stay in use."""
     phase: NotRequired[str]
     """Of `report-outdated` and `invalidation-outdated`."""
     in_the_way: NotRequired[FactInTheWay]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from http import HTTPStatus
 from typing import Final
 
 from aiohttp import StreamReader, web
@@ -130,11 +129,11 @@ def _all_of(content: StreamReader) -> bytes:
 def unreadable() -> Problem:
     """400: the bytes are not HTTP, or the encoding of the body is not the one in the headers."""
     detail = "the request can't be read: it is not HTTP, or its body does not have the encoding of its headers"
-    return Problem(HTTPStatus.BAD_REQUEST, "unreadable-request", detail)
+    return Problem("unreadable-request", detail)
 
 
 def _too_late() -> Problem:
-    return Problem(HTTPStatus.REQUEST_TIMEOUT, "body-too-late", "the request body did not arrive in time", retry=True)
+    return Problem("body-too-late", "the request body did not arrive in time")
 
 
 def _no_room() -> Problem:

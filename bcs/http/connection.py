@@ -347,11 +347,9 @@ class Connection(web.RequestHandler):
 
 _PROBLEMS: dict[int, Callable[[], Problem]] = {
     HTTPStatus.BAD_REQUEST: unreadable,
-    HTTPStatus.REQUEST_TIMEOUT: lambda: Problem(
-        HTTPStatus.REQUEST_TIMEOUT, "head-too-late", "the head of the request did not arrive in time", retry=True
-    ),
+    HTTPStatus.REQUEST_TIMEOUT: lambda: Problem("head-too-late", "the head of the request did not arrive in time"),
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: lambda: Problem(
-        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "the head of the request is too large"
+        "head-too-large", "the head of the request is too large"
     ),
     HTTPStatus.SERVICE_UNAVAILABLE: lambda: overloaded("too many connections at a time"),
 }

@@ -17,10 +17,9 @@ from bcs.http.answers import (
     Mark,
     ResolvedPipeline,
     Seconds,
-    Timestamp,
-    described,
 )
 from bcs.usecases.explain_pipeline import ArchiveAnswer
+from bcs.wire.documents import Timestamp, described
 
 if sys.version_info >= (3, 12):
     from typing import TypedDict

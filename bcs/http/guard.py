@@ -337,7 +337,7 @@ class RequestGuard:
             # The deadline has not cancelled the task, or is not the only reason: the connection must end.
             if not late or task.uncancel():
                 raise
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True) from None
+            raise Problem("deadline", "no answer in time") from None
 
     def _admit(self, admit: Admit, request: web.Request) -> None:
         try:
@@ -420,9 +420,7 @@ def _about(request: web.Request, seconds: float) -> dict[str, object]:
 def _ensure_json(request: web.Request) -> None:
     # aiohttp takes the header apart, which is seldom necessary.
     if request.headers.get(CONTENT_TYPE) != _JSON and request.content_type != _JSON:
-        raise Problem(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "the content type must be application/json"
-        )
+        raise Problem("unsupported-media-type", "the content type must be application/json")
 
 
 async def not_found(request: web.Request) -> web.StreamResponse:

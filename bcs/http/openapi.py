@@ -1,4 +1,4 @@
-"""The description of the HTTP API: an OpenAPI 3.1 document, made from the types of requests and answers.
+"""The description of the HTTP API: an OpenAPI 3.1 document, made from the declared routes and their types.
 
 The names of phases and pipelines come from the configuration, so the document, which is the same for each service, does
 not list them.
@@ -6,47 +6,25 @@ not list them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
-from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import to_json
 
 from bcs import __version__
 from bcs.http import answers
-from bcs.http.explanation_answers import ResolvedWithOptions
 from bcs.http.guard import CORRELATION_HEADER
 from bcs.http.identity import Scope
-from bcs.http.lines import NDJSON
-from bcs.http.parameters import (
-    BATCHES,
-    HISTORY,
-    PIPELINES,
-    BatchesQuery,
-    DefineQuery,
-    ErasureQuery,
-    EssaysQuery,
-    ExplainQuery,
-    FoundHistoryQuery,
-    GraphQuery,
-    HistoryQuery,
-)
-from bcs.http.plan_requests import PlanPipelines
-from bcs.http.problems import TITLES, Kind
-from bcs.http.requests import DEFINITIONS_HEADER, Body, CompletePhase, DefinePipeline, InvalidatedPhases
-from bcs.http.routes.definitions import DOT_TYPE, MERMAID_TYPE, SVG_TYPE
-from bcs.wire.events import Identifier
+from bcs.http.problems import KINDS, Kind
+from bcs.http.routing import Group, Route, Schema
 
-OPENAPI: Final = "/openapi.json"
 BEARER: Final = "bearer"
-"""The name of the security scheme."""
-
-Schema = dict[str, Any]
+CERTIFICATE: Final = "certificate"
+"""The names of the security schemes."""
 
 _JSON = "application/json"
 _PROBLEM_JSON = "application/problem+json"
@@ -56,52 +34,17 @@ _SCOPES = {
     Scope.READ: "read batches, histories, pipelines and actors",
     Scope.OPERATE: "take completions back, erase batches, reload the pipeline file, kill actors",
 }
-
-STATUSES: Mapping[Kind, HTTPStatus] = {
-    "batch-erased": HTTPStatus.GONE,
-    "body-too-late": HTTPStatus.REQUEST_TIMEOUT,
-    "chaos-disabled": HTTPStatus.FORBIDDEN,
-    "content-too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    "deadline": HTTPStatus.SERVICE_UNAVAILABLE,
-    "definitions-refused": HTTPStatus.CONFLICT,
-    "draining": HTTPStatus.SERVICE_UNAVAILABLE,
-    "expectation-failed": HTTPStatus.EXPECTATION_FAILED,
-    "forbidden": HTTPStatus.FORBIDDEN,
-    "head-too-large": HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    "head-too-late": HTTPStatus.REQUEST_TIMEOUT,
-    "intake-behind": HTTPStatus.SERVICE_UNAVAILABLE,
-    "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
-    "invalid-request": HTTPStatus.BAD_REQUEST,
-    "invalidation-outdated": HTTPStatus.CONFLICT,
-    "method-not-allowed": HTTPStatus.METHOD_NOT_ALLOWED,
-    "needed-phase-left-out": HTTPStatus.CONFLICT,
-    "no-archive": HTTPStatus.NOT_FOUND,
-    "not-found": HTTPStatus.NOT_FOUND,
-    "not-running": HTTPStatus.CONFLICT,
-    "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
-    "prompt-required": HTTPStatus.CONFLICT,
-    "report-outdated": HTTPStatus.CONFLICT,
-    "tls-required": HTTPStatus.BAD_REQUEST,
-    "too-many-new-batches": HTTPStatus.TOO_MANY_REQUESTS,
-    "too-many-requests": HTTPStatus.TOO_MANY_REQUESTS,
-    "unauthenticated": HTTPStatus.UNAUTHORIZED,
-    "unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
-    "unknown-actor": HTTPStatus.NOT_FOUND,
-    "unknown-batch": HTTPStatus.NOT_FOUND,
-    "unknown-pipeline": HTTPStatus.NOT_FOUND,
-    "unreadable-request": HTTPStatus.BAD_REQUEST,
-    "unsupported-media-type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+_GROUPS = {
+    Group.PIPELINES: "Which phases of a pipeline a batch still needs, and why",
+    Group.PHASES: "Reports about whole phases, and completions that are taken back",
+    Group.BATCHES: "What is known of batches, and their histories",
+    Group.ACTORS: "The tree of actors",
+    Group.HEALTH: "Probes and metrics, which need no token",
+    Group.DESCRIPTION: "The description of the API",
 }
-"""The status of each kind of problem; `http-error` has none of its own, and no known request gets it."""
-
-_RETRY: frozenset[Kind] = frozenset(
-    {
-        *("body-too-late", "deadline", "draining", "head-too-late", "not-running", "overloaded", "unavailable"),
-        *("intake-behind", "too-many-new-batches", "too-many-requests"),
-    }
-)
 _CHALLENGED: frozenset[Kind] = frozenset({"forbidden", "unauthenticated"})
 _CORRELATION_REFERENCE = {"$ref": f"#/components/headers/{CORRELATION_HEADER}"}
+_CORRELATION = "The correlation id: at most 100 printable ASCII characters. BCS makes one where there is none."
 # What HTTP itself, the guard and the connection can answer, on each path.
 _EVERYWHERE: tuple[Kind, ...] = (
     "unreadable-request",
@@ -114,349 +57,17 @@ _EVERYWHERE: tuple[Kind, ...] = (
     "overloaded",
     "deadline",
 )
-# What a caller gets that is not known, may not do this, or asks too often; probes and metrics are for everybody.
+# What a caller gets that is not known, or asks too often; probes and metrics are for everybody.
 _OF_CALLERS: tuple[Kind, ...] = ("unauthenticated", "too-many-requests")
 _WITH_BODY: tuple[Kind, ...] = ("invalid-request", "body-too-late", "content-too-large", "unsupported-media-type")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
-    """One method of one path.
-
-    :param answers: the type of the body for each status that is no problem; a media type, or several, for other text.
-    :param problems: the problems of this call, besides those that each call has.
-    :param public: True for a call that needs no token and has no rate.
-    :param scope: the scope that the caller's token needs; None where any known caller may call.
-    :param answer_headers: the headers of an answer that is no problem, each with its description.
-    :param leads_to: the calls that take what this call's caller knows, with their parameters.
-    """
-
-    method: str
-    path: str
-    name: str
-    summary: str
-    answers: Mapping[HTTPStatus, Any]
-    problems: Sequence[Kind] = ()
-    public: bool = False
-    scope: Scope | None = None
-    body: type[Body] | None = None
-    example: Mapping[str, Any] | None = None
-    query: type[Body] | None = None
-    path_parameters: Mapping[str, Schema] | None = None
-    headers: Mapping[str, str]
-    leads_to: Mapping[str, Mapping[str, str]] | None = None
-    answer_headers: Mapping[str, str] = field(default_factory=dict)
+_REFERENCES = "#/components/schemas/{model}"
+_EXAMPLES = Path(__file__).with_name("examples.json")
 
 
-_TRACE = {
-    "traceparent": "W3C trace context. A valid one goes on into the envelopes of the announcements.",
-    "tracestate": "W3C trace context; used only with a valid `traceparent`.",
-}
-_CORRELATION = {
-    CORRELATION_HEADER: "The correlation id, where the body has none: at most 100 printable ASCII characters. "
-    "BCS makes one where there is none."
-}
-_DEFINITIONS = {
-    DEFINITIONS_HEADER: "The version of the pipeline file, if it has one, and the hash of its content, with a blank "
-    "between."
-}
-_BATCH_ID = {"id": TypeAdapter(Identifier).json_schema() | {"description": "The id of the batch, percent-encoded."}}
-_OF_BODY = {"id": "$request.body#/batch_id"}
-_OF_BODY_WITH_PIPELINE = {**_OF_BODY, "pipeline": "$request.body#/requested_pipeline"}
-_PIPELINE = {
-    "pipeline": TypeAdapter(Identifier).json_schema()
-    | {"description": "A phase or a pipeline of the configuration, percent-encoded."}
-}
-_OF_PATH = {"id": "$request.path.id"}
-
-_CALLS = (
-    _Call(
-        method="post",
-        path="/internal/v1/pipelines/define",
-        name="definePipeline",
-        summary="Say which phases of a pipeline a batch still needs",
-        answers={HTTPStatus.OK: ResolvedWithOptions},
-        problems=(
-            *("unknown-pipeline", "prompt-required", "needed-phase-left-out", "batch-erased", "too-many-new-batches"),
-            *("intake-behind", "unavailable", *_WITH_BODY),
-        ),
-        scope=Scope.RESOLVE,
-        body=DefinePipeline,
-        query=DefineQuery,
-        example={
-            "batch_id": "batch_12345",
-            "requested_pipeline": "ai_feedback",
-            "correlation_id": "550e8400-e29b-41d4-a716-446655440000",
-        },
-        headers=_TRACE,
-        answer_headers=_DEFINITIONS,
-        leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY, "explainPipeline": _OF_BODY_WITH_PIPELINE},
-    ),
-    _Call(
-        method="get",
-        path=PIPELINES,
-        name="listPipelines",
-        summary="List the pipelines and phases that can be requested",
-        answers={HTTPStatus.OK: answers.Pipelines},
-        scope=Scope.READ,
-        headers=_CORRELATION,
-    ),
-    _Call(
-        method="get",
-        path=f"{PIPELINES}/{{name}}/graph",
-        name="drawPipeline",
-        summary="Draw the phases of a pipeline, with the state of a batch in colours",
-        answers={HTTPStatus.OK: (MERMAID_TYPE, DOT_TYPE, SVG_TYPE)},
-        problems=("invalid-request", "unknown-pipeline", "unknown-batch", "batch-erased", "unavailable"),
-        scope=Scope.READ,
-        query=GraphQuery,
-        path_parameters={
-            "name": {
-                "type": "string",
-                "minLength": 1,
-                "examples": ["ai_feedback"],
-                "description": "A phase or a pipeline of the configuration.",
-            }
-        },
-        headers=_CORRELATION,
-    ),
-    _Call(
-        method="post",
-        path=f"{PIPELINES}/reload",
-        name="reloadPipelines",
-        summary="Read the pipeline file again, and use it if it is valid",
-        answers={HTTPStatus.OK: answers.DefinitionsReloaded},
-        problems=("definitions-refused",),
-        scope=Scope.OPERATE,
-        headers=_CORRELATION,
-        leads_to={"listPipelines": {}},
-    ),
-    _Call(
-        method="post",
-        path="/internal/v1/pipelines/plan",
-        name="planPipelines",
-        summary="Say which phases of a pipeline many batches would still need, without any effect: a line for each",
-        answers={HTTPStatus.OK: NDJSON},
-        problems=("unknown-pipeline", "unavailable", *_WITH_BODY),
-        scope=Scope.READ,
-        body=PlanPipelines,
-        example={"batch_ids": ["batch_12345", "batch_12346"], "requested_pipeline": "nlp", "force": "requested"},
-        headers=_CORRELATION,
-        answer_headers=_DEFINITIONS,
-    ),
-    _Call(
-        method="post",
-        path="/internal/v1/phases/complete",
-        name="completePhase",
-        summary="Report a whole phase of a batch",
-        answers={HTTPStatus.OK: answers.PhaseRecorded},
-        problems=("report-outdated", "batch-erased", "too-many-new-batches", "unavailable", *_WITH_BODY),
-        scope=Scope.REPORT,
-        body=CompletePhase,
-        example={"batch_id": "batch_12345", "phase_name": "spellcheck", "success": True},
-        headers=_CORRELATION,
-        leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY},
-    ),
-    _Call(
-        method="get",
-        path=BATCHES,
-        name="findBatches",
-        summary="Find batches by their state and their last change, the last changed first",
-        answers={HTTPStatus.OK: answers.Batches},
-        problems=("invalid-request", "unknown-pipeline", "unavailable"),
-        scope=Scope.READ,
-        query=BatchesQuery,
-        headers=_CORRELATION,
-    ),
-    _Call(
-        method="get",
-        path=f"{BATCHES}/{{id}}",
-        name="showBatch",
-        summary="Show what is known of a batch, and which essays hold its phases back",
-        answers={HTTPStatus.OK: answers.Batch},
-        problems=("invalid-request", "unknown-batch", "batch-erased", "unavailable"),
-        scope=Scope.READ,
-        query=EssaysQuery,
-        path_parameters=_BATCH_ID,
-        headers=_CORRELATION,
-        leads_to={"showHistory": _OF_PATH},
-    ),
-    _Call(
-        method="delete",
-        path=f"{BATCHES}/{{id}}",
-        name="eraseBatch",
-        summary="Erase a batch from the stores, and drop what arrives about it for a time",
-        answers={HTTPStatus.OK: answers.BatchErased},
-        problems=("invalid-request", "unavailable"),
-        scope=Scope.OPERATE,
-        query=ErasureQuery,
-        path_parameters=_BATCH_ID,
-        headers=_CORRELATION,
-        leads_to={"showHistory": _OF_PATH},
-    ),
-    _Call(
-        method="get",
-        path=f"{BATCHES}/{{id}}/history",
-        name="showHistory",
-        summary="Show what became known of a batch and what was answered because of it, newest first",
-        answers={HTTPStatus.OK: answers.History},
-        problems=("invalid-request", "no-archive", "unknown-batch", "unavailable"),
-        scope=Scope.READ,
-        query=HistoryQuery,
-        path_parameters=_BATCH_ID,
-        headers=_CORRELATION,
-    ),
-    _Call(
-        method="post",
-        path=f"{BATCHES}/{{id}}/invalidate",
-        name="invalidatePhases",
-        summary="Take completions of a batch back, so that phases run again",
-        answers={HTTPStatus.OK: answers.PhasesInvalidated},
-        problems=("unknown-batch", "batch-erased", "invalidation-outdated", "unavailable", *_WITH_BODY),
-        scope=Scope.OPERATE,
-        body=InvalidatedPhases,
-        example={"phases": ["spellcheck"], "reason": "the dictionary was wrong, see INC-7", "dry_run": True},
-        path_parameters=_BATCH_ID,
-        headers=_CORRELATION,
-        leads_to={"showBatch": _OF_PATH, "showHistory": _OF_PATH},
-    ),
-    _Call(
-        method="get",
-        path=f"{BATCHES}/{{id}}/explain/{{pipeline}}",
-        name="explainPipeline",
-        summary="Explain which phases of a pipeline a batch still needs, without any effect",
-        answers={HTTPStatus.OK: ResolvedWithOptions},
-        problems=("invalid-request", "unknown-pipeline", "batch-erased", "unavailable"),
-        scope=Scope.READ,
-        query=ExplainQuery,
-        path_parameters=_BATCH_ID | _PIPELINE,
-        headers=_CORRELATION,
-        leads_to={"showBatch": _OF_PATH, "showHistory": _OF_PATH},
-    ),
-    _Call(
-        method="get",
-        path=HISTORY,
-        name="findHistory",
-        summary="Find the entries of all batches' histories with a correlation id, newest first",
-        answers={HTTPStatus.OK: answers.FoundHistory},
-        problems=("invalid-request", "no-archive", "unavailable"),
-        scope=Scope.READ,
-        query=FoundHistoryQuery,
-        headers=_CORRELATION,
-    ),
-    _Call(
-        method="get",
-        path="/internal/v1/actors",
-        name="showActors",
-        summary="Show the tree of actors",
-        answers={HTTPStatus.OK: answers.Actor},
-        scope=Scope.READ,
-        headers=_CORRELATION,
-    ),
-    _Call(
-        method="post",
-        path="/internal/v1/actors/{name}/kill",
-        name="killActor",
-        summary="Kill one actor, which its supervisor starts again",
-        answers={HTTPStatus.ACCEPTED: answers.ActorKilled},
-        problems=("chaos-disabled", "unknown-actor", "not-running"),
-        scope=Scope.OPERATE,
-        path_parameters={
-            "name": {
-                "type": "string",
-                "minLength": 1,
-                "examples": ["publisher"],
-                "description": (
-                    "`metrics`, `publisher`, `archive`, `batches`, `intake`, `http`, or `batches/<batch id>`."
-                ),
-            }
-        },
-        headers=_CORRELATION,
-        leads_to={"showActors": {}},
-    ),
-    _Call(
-        method="get",
-        path="/healthz",
-        name="healthz",
-        summary="Liveness: 503 while an actor ignores its cancellation",
-        answers={HTTPStatus.OK: answers.Health, HTTPStatus.SERVICE_UNAVAILABLE: answers.Health},
-        public=True,
-        headers=_CORRELATION,
-    ),
-    _Call(
-        method="get",
-        path="/readyz",
-        name="readyz",
-        summary="Readiness: 503 while the service stops, or while neither Redis nor PostgreSQL can answer",
-        answers={HTTPStatus.OK: answers.Ready},
-        problems=("draining", "unavailable"),
-        public=True,
-        headers=_CORRELATION,
-    ),
-    _Call(
-        method="get",
-        path="/metrics",
-        name="metrics",
-        summary="The metrics in Prometheus' text format",
-        answers={HTTPStatus.OK: CONTENT_TYPE_LATEST},
-        public=True,
-        headers=_CORRELATION,
-    ),
-    _Call(
-        method="get",
-        path=OPENAPI,
-        name="describeApi",
-        summary="This document",
-        answers={HTTPStatus.OK: dict[str, Any]},
-        headers=_CORRELATION,
-    ),
-)
-
-
-@cache
-def encoded_openapi() -> bytes:
-    """The document as JSON."""
-    return to_json(_document())
-
-
-def _document() -> dict[str, Any]:
-    schemas = _Schemas()
-    paths: dict[str, dict[str, Any]] = {}
-    responses: dict[str, Any] = {}
-    for call in _CALLS:
-        paths.setdefault(call.path, {})[call.method] = _operation(call, schemas, responses)
-    _problem(["not-found"], schemas, responses)
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Batch Conductor Service",
-            "version": __version__,
-            "description": (
-                "Says which phases of a pipeline a batch of essays still needs. Each GET also takes HEAD. "
-                "Unknown fields of a request are ignored. To send the same request again is harmless."
-            ),
-        },
-        "paths": paths,
-        "components": {
-            "schemas": schemas.definitions,
-            "responses": dict(sorted(responses.items())),
-            "headers": {
-                CORRELATION_HEADER: {
-                    "description": "The correlation id, percent-encoded where a header can't have its characters.",
-                    "required": True,
-                    "schema": {"type": "string", "minLength": 1},
-                }
-            },
-            "securitySchemes": {
-                BEARER: {
-                    "type": "http",
-                    "scheme": "bearer",
-                    "description": "A token with the scope that the call names, where the service is set up to ask "
-                    f"for tokens. {' '.join(f'`{scope}`: {what}.' for scope, what in _SCOPES.items())}",
-                }
-            },
-        },
-    }
+def openapi_document(routes: Sequence[Route]) -> dict[str, Any]:
+    """The document about routes."""
+    return _Document(routes, json.loads(_EXAMPLES.read_text())).whole()
 
 
 class _Untitled(GenerateJsonSchema):
@@ -466,115 +77,189 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
-class _Schemas:
-    """The schemas of all bodies.
+class _Document:
+    """The document while it is made.
 
-    :ivar definitions: name to schema.
+    :param examples: of requests and answers by the names of the calls, and of problems by their kinds.
     """
 
-    def __init__(self) -> None:
-        bodies = [body for call in _CALLS for body in call.answers.values() if not isinstance(body, str | tuple)]
-        inputs = {body: (body, "serialization", TypeAdapter(body)) for body in [*bodies, answers.Problem]}
-        inputs |= {call.body: (call.body, "validation", TypeAdapter(call.body)) for call in _CALLS if call.body}
+    def __init__(self, routes: Sequence[Route], examples: Mapping[str, Any]) -> None:
+        self._routes = routes
+        self._calls: Mapping[str, Any] = examples["calls"]
+        self._problems: Mapping[str, Any] = examples["problems"]
+        self._responses: dict[str, Any] = {}
+        inputs: dict[Any, Any] = {
+            body: (body, "serialization", TypeAdapter(body))
+            for body in [*dict.fromkeys(_bodies(routes)), answers.Problem]
+        }
+        inputs |= {route.body: (route.body, "validation", TypeAdapter(route.body)) for route in routes if route.body}
         schemas, definitions = TypeAdapter.json_schemas(
-            inputs.values(),  # type: ignore[arg-type]
-            ref_template="#/components/schemas/{model}",
-            schema_generator=_Untitled,
+            inputs.values(), ref_template=_REFERENCES, schema_generator=_Untitled
         )
-        self._of = {body: schema for (body, _), schema in schemas.items()}
-        self.definitions: dict[str, Schema] = definitions["$defs"]
+        self._schemas = {body: schema for (body, _), schema in schemas.items()}
+        self._definitions: dict[str, Schema] = definitions["$defs"]
 
-    def of(self, body: Any) -> Schema:
-        """The schema of a body, which refers to the definitions."""
-        return self._of[body]
-
-
-def _operation(call: _Call, schemas: _Schemas, responses: dict[str, Any]) -> dict[str, Any]:
-    """One operation.
-
-    :param responses: gets the responses that are problems.
-    """
-    kinds: dict[HTTPStatus, list[Kind]] = {}
-    callers = () if call.public else (*_OF_CALLERS, *(("forbidden",) if call.scope else ()))
-    for kind in sorted((*_EVERYWHERE, *callers, *call.problems)):
-        kinds.setdefault(STATUSES[kind], []).append(kind)
-    answered = {status: _problem(found, schemas, responses) for status, found in kinds.items()}
-    for status, body in call.answers.items():
-        answered[status] = _answer(call, body, status, schemas, answered.get(status))
-    operation: dict[str, Any] = {
-        "operationId": call.name,
-        "summary": call.summary,
-        "parameters": list(_parameters(call)),
-        "responses": {str(status.value): answered[status] for status in sorted(answered)},
-    }
-    if call.body:
-        media = {"schema": schemas.of(call.body), "example": call.example}
-        operation["requestBody"] = {"required": True, "content": {_JSON: media}}
-    if not call.public:
-        operation["security"] = [{}, {BEARER: [call.scope] if call.scope else []}]
-    return operation
-
-
-def _answer(
-    call: _Call, body: Any, status: HTTPStatus, schemas: _Schemas, problem: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """An answer that is no problem.
-
-    :param problem: the response that is a problem, where there is one with the same status.
-    """
-    if isinstance(body, str | tuple):
-        media_types = (body,) if isinstance(body, str) else body
-        content = {media_type: {"schema": {"type": "string"}} for media_type in media_types}
-    else:
-        content = {_JSON: {"schema": schemas.of(body)}}
-    answer: dict[str, Any] = {
-        "description": status.phrase,
-        "headers": {
-            CORRELATION_HEADER: _CORRELATION_REFERENCE,
-            **{
-                name: {"description": description, "required": True, "schema": {"type": "string", "minLength": 1}}
-                for name, description in call.answer_headers.items()
+    def whole(self) -> dict[str, Any]:
+        """The document."""
+        paths: dict[str, dict[str, Any]] = {}
+        for route in self._routes:
+            paths.setdefault(route.path, {})[route.method.lower()] = self._operation(route)
+        self._problem(["not-found"])
+        return {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Batch Conductor Service",
+                "version": __version__,
+                "description": (
+                    "Says which phases of a pipeline a batch of essays still needs. Each GET also takes HEAD. "
+                    "Unknown fields of a request are ignored. To send the same request again is harmless."
+                ),
             },
-        },
-        "content": content,
-    }
-    if problem:
-        answer["content"][_PROBLEM_JSON] = {"schema": schemas.of(answers.Problem)}
-    if call.leads_to:
-        answer["links"] = {
-            name: {"operationId": name, "parameters": dict(given)} for name, given in call.leads_to.items()
+            "servers": [{"url": "/"}],
+            "tags": [{"name": group, "description": text} for group, text in _GROUPS.items()],
+            "paths": paths,
+            "components": {
+                "schemas": self._definitions,
+                "responses": dict(sorted(self._responses.items())),
+                "examples": {kind: {"value": value} for kind, value in sorted(self._problems.items())},
+                "headers": {
+                    CORRELATION_HEADER: {
+                        "description": "The correlation id, percent-encoded where a header can't have its characters.",
+                        "required": True,
+                        "schema": {"type": "string", "minLength": 1},
+                    }
+                },
+                "securitySchemes": {
+                    BEARER: {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "A token with the scope that the call names, where the service is set up to ask "
+                        f"for tokens. {' '.join(f'`{scope}`: {what}.' for scope, what in _SCOPES.items())}",
+                    },
+                    CERTIFICATE: {
+                        "type": "mutualTLS",
+                        "description": "A client certificate of a caller with the scope that the call names, where the "
+                        "service is set up for TLS with client certificates.",
+                    },
+                },
+            },
         }
-    return answer
 
-
-def _problem(kinds: Sequence[Kind], schemas: _Schemas, responses: dict[str, Any]) -> dict[str, Any]:
-    """A reference to the response that is one of several problems of the same status."""
-    headers: dict[str, Any] = {CORRELATION_HEADER: _CORRELATION_REFERENCE}
-    if not _RETRY.isdisjoint(kinds):
-        headers["Retry-After"] = {
-            "description": "The same request may be sent again after this many seconds.",
-            "required": _RETRY.issuperset(kinds),
-            "schema": {"type": "integer", "minimum": 0},
+    def _operation(self, route: Route) -> dict[str, Any]:
+        self._definitions |= _query(route).get("$defs", {})
+        kinds: dict[HTTPStatus, list[Kind]] = {}
+        for kind in sorted(problems_of(route)):
+            kinds.setdefault(KINDS[kind].status, []).append(kind)
+        answered = {status: self._problem(found) for status, found in kinds.items()}
+        for status, body in route.answers.items():
+            answered[status] = self._answer(route, body, status, answered.get(status))
+        examples = self._calls.get(route.name, {})
+        operation: dict[str, Any] = {
+            "operationId": route.name,
+            "summary": route.summary,
+            "tags": [route.group],
+            "parameters": list(_parameters(route, examples.get("parameters", {}))),
+            "responses": {str(status.value): answered[status] for status in sorted(answered)},
         }
-    if not _CHALLENGED.isdisjoint(kinds):
-        required = _CHALLENGED.issuperset(kinds)
-        headers["WWW-Authenticate"] = {"required": required, "schema": {"type": "string", "pattern": "^Bearer"}}
-    if "method-not-allowed" in kinds:
-        headers["Allow"] = {"required": True, "schema": {"type": "string"}}
-    types = {"type": {"enum": [f"urn:bcs:problem:{kind}" for kind in kinds]}}
-    name = "Or".join(kind.title().replace("-", "") for kind in kinds)
-    responses[name] = {
-        "description": "; ".join(f"`{kind}`: {TITLES[kind]}" for kind in kinds),
-        "headers": headers,
-        "content": {_PROBLEM_JSON: {"schema": {**schemas.of(answers.Problem), "properties": types}}},
-    }
-    return {"$ref": f"#/components/responses/{name}"}
+        if route.body:
+            media = {"schema": self._schemas[route.body], "example": examples.get("request")}
+            operation["requestBody"] = {"required": True, "content": {_JSON: media}}
+        if not route.probe:
+            scopes = [route.scope] if route.scope else []
+            operation["security"] = [{}, {BEARER: scopes}, {CERTIFICATE: scopes}]
+        return operation
+
+    def _answer(self, route: Route, body: Any, status: HTTPStatus, problem: Mapping[str, Any] | None) -> dict[str, Any]:
+        """An answer that is no problem.
+
+        :param problem: the response that is a problem, where there is one with the same status.
+        """
+        content: dict[str, Any]
+        if isinstance(body, str | tuple):
+            media_types = (body,) if isinstance(body, str) else body
+            content = {media_type: {"schema": {"type": "string"}} for media_type in media_types}
+        else:
+            content = {_JSON: {"schema": self._schemas[body]}}
+        for media_type, example in (
+            self._calls.get(route.name, {}).get("answers", {}).get(str(status.value), {}).items()
+        ):
+            content[media_type]["example"] = example
+        answer: dict[str, Any] = {
+            "description": status.phrase,
+            "headers": {
+                CORRELATION_HEADER: _CORRELATION_REFERENCE,
+                **{
+                    name: {"description": description, "required": True, "schema": {"type": "string", "minLength": 1}}
+                    for name, description in route.answer_headers.items()
+                },
+            },
+            "content": content,
+        }
+        if problem:
+            name = problem["$ref"].rpartition("/")[2]
+            answer["content"] |= self._responses[name]["content"]
+        if route.leads_to:
+            answer["links"] = {
+                name: {"operationId": name, "parameters": dict(given)} for name, given in route.leads_to.items()
+            }
+        return answer
+
+    def _problem(self, kinds: Sequence[Kind]) -> dict[str, Any]:
+        """A reference to the response that is one of several problems of the same status."""
+        headers: dict[str, Any] = {CORRELATION_HEADER: _CORRELATION_REFERENCE}
+        again = [KINDS[kind].retry for kind in kinds]
+        if any(again):
+            headers["Retry-After"] = {
+                "description": "The same request may be sent again after this many seconds.",
+                "required": all(again),
+                "schema": {"type": "integer", "minimum": 0},
+            }
+        if not _CHALLENGED.isdisjoint(kinds):
+            required = _CHALLENGED.issuperset(kinds)
+            headers["WWW-Authenticate"] = {"required": required, "schema": {"type": "string", "pattern": "^Bearer"}}
+        if "method-not-allowed" in kinds:
+            headers["Allow"] = {"required": True, "schema": {"type": "string"}}
+        types = {"type": {"enum": [f"urn:bcs:problem:{kind}" for kind in kinds]}}
+        media: dict[str, Any] = {"schema": {**self._schemas[answers.Problem], "properties": types}}
+        if examples := {kind: {"$ref": f"#/components/examples/{kind}"} for kind in kinds if kind in self._problems}:
+            media["examples"] = examples
+        name = "Or".join(kind.title().replace("-", "") for kind in kinds)
+        self._responses[name] = {
+            "description": "; ".join(f"`{kind}`: {KINDS[kind].title}" for kind in kinds),
+            "headers": headers,
+            "content": {_PROBLEM_JSON: media},
+        }
+        return {"$ref": f"#/components/responses/{name}"}
 
 
-def _parameters(call: _Call) -> Iterator[dict[str, Any]]:
-    for name, schema in (call.path_parameters or {}).items():
-        yield _parameter("path", name, schema, required=True)
-    query = call.query.model_json_schema(schema_generator=_Untitled) if call.query else {"properties": {}}
+def problems_of(route: Route) -> set[Kind]:
+    """All problems that a route can answer with."""
+    callers: tuple[Kind, ...] = () if route.probe else _OF_CALLERS
+    scope: tuple[Kind, ...] = ("forbidden",) if route.scope else ()
+    body: tuple[Kind, ...] = _WITH_BODY if route.body else ()
+    query: tuple[Kind, ...] = ("invalid-request",) if route.query else ()
+    return {*_EVERYWHERE, *callers, *scope, *body, *query, *route.problems}
+
+
+def _bodies(routes: Iterable[Route]) -> Iterator[Any]:
+    """The types of all answers."""
+    for route in routes:
+        for body in route.answers.values():
+            if not isinstance(body, str | tuple):
+                yield body
+
+
+def _parameters(route: Route, examples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parameters of a route, each with its example where there is one."""
+    for parameter in _declared(route):
+        name = parameter["name"]
+        yield {**parameter, "example": examples[name]} if name in examples else parameter
+
+
+def _declared(route: Route) -> Iterator[dict[str, Any]]:
+    for name, schema in route.path_parameters.items():
+        yield _parameter("path", name, dict(schema), required=True)
+    query = _query(route)
     required = query.get("required", ())
     for name, schema in query["properties"].items():
         # A query has no null; a parameter is left out instead.
@@ -582,8 +267,17 @@ def _parameters(call: _Call) -> Iterator[dict[str, Any]]:
         if schema.get("default", ...) is None:
             del schema["default"]
         yield _parameter("query", name, schema | given, required=name in required)
-    for name, description in call.headers.items():
+    headers = dict(route.headers)
+    if route.body is None or "correlation_id" not in route.body.model_fields:
+        headers[CORRELATION_HEADER] = _CORRELATION
+    for name, description in headers.items():
         yield _parameter("header", name, {"type": "string", "description": description}, required=False)
+
+
+def _query(route: Route) -> Schema:
+    if route.query is None:
+        return {"properties": {}}
+    return route.query.model_json_schema(ref_template=_REFERENCES, schema_generator=_Untitled)
 
 
 def _parameter(place: str, name: str, schema: Schema, *, required: bool) -> dict[str, Any]:

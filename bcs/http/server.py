@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +25,8 @@ from bcs.http.deadlines import task_deadlines
 from bcs.http.descriptors import most_connections
 from bcs.http.guard import Handler, RequestGuard, not_found, unexpected
 from bcs.http.identity import Scope
-from bcs.http.openapi import OPENAPI
-from bcs.http.parameters import BATCHES, HISTORY, PIPELINES
 from bcs.http.reloaded import Reloaded, keep_fresh
-from bcs.http.routes.actors import ActorHandlers
-from bcs.http.routes.batches import BatchHandlers
-from bcs.http.routes.definitions import DefinitionHandlers
-from bcs.http.routes.description import describe
-from bcs.http.routes.erasures import ErasureHandlers
-from bcs.http.routes.explanations import ExplanationHandlers
-from bcs.http.routes.finding import FindingHandlers
-from bcs.http.routes.health import HealthHandlers
-from bcs.http.routes.invalidation import InvalidationHandlers
-from bcs.http.routes.pipelines import PipelineHandlers
+from bcs.http.routing import Route, served_by
 from bcs.http.tls import ServerTls, TlsTransport
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
@@ -101,6 +90,7 @@ class HttpServer:
     :param probe_listener: for the probes, without TLS; None if they have no port of their own.
     :param known: the callers; None if everybody may do everything.
     :param tls: for connections to `listener`; None without TLS.
+    :param handlers: objects whose methods declare routes; see `routing.py`.
     :param rates: the rate of each caller; None for no limit.
     """
 
@@ -110,15 +100,7 @@ class HttpServer:
     probe_listener: socket.socket | None
     known: Reloaded[KnownCallers] | None
     tls: Reloaded[ServerTls] | None
-    pipelines: PipelineHandlers
-    definitions: DefinitionHandlers
-    batches: BatchHandlers
-    explanations: ExplanationHandlers
-    invalidation: InvalidationHandlers
-    finding: FindingHandlers
-    erasures: ErasureHandlers
-    health: HealthHandlers
-    actors: ActorHandlers
+    handlers: Sequence[object]
     rates: TokenBuckets | None
 
     async def run(self, context: ActorContext[Any]) -> None:
@@ -247,56 +229,25 @@ class HttpServer:
         application = web.Application()
         router = application.router
 
-        def add(
-            method: str,
-            path: str,
-            handler: Handler,
-            *,
-            scope: Scope | None = None,
-            public: bool = False,
-            reads_body: bool = False,
-        ) -> None:
-            resource = router.add_resource(path)
-            guarded = guard.wrap(handler, resource.canonical, reads_body=reads_body, scope=scope, public=public)
-            expect = _expecting(guard, scope, resource.canonical, public=public)
-            for accepted in (method, "HEAD") if method == "GET" else (method,):
+        def add(route: Route, handler: Handler) -> None:
+            resource = router.add_resource(route.resource)
+            guarded = guard.wrap(
+                handler,
+                resource.canonical,
+                reads_body=route.body is not None,
+                scope=route.scope,
+                public=route.probe,
+            )
+            expect = _expecting(guard, route.scope, resource.canonical, public=route.probe)
+            for accepted in (route.method, "HEAD") if route.method == "GET" else (route.method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)
             if isinstance(resource, web.PlainResource):
-                exact[method, path] = guarded
+                exact[route.method, route.path] = guarded
 
-        if all_else:
-            add("POST", "/internal/v1/pipelines/define", self.pipelines.define, scope=Scope.RESOLVE, reads_body=True)
-            add("POST", "/internal/v1/pipelines/plan", self.explanations.plan, scope=Scope.READ, reads_body=True)
-            add("POST", "/internal/v1/phases/complete", self.pipelines.complete, scope=Scope.REPORT, reads_body=True)
-            add("GET", PIPELINES, self.definitions.show, scope=Scope.READ)
-            add("GET", f"{PIPELINES}/{{name:[^/]+}}/graph", self.definitions.graph, scope=Scope.READ)
-            add("POST", f"{PIPELINES}/reload", self.definitions.reload, scope=Scope.OPERATE)
-            add("GET", BATCHES, self.finding.find, scope=Scope.READ)
-            add("GET", HISTORY, self.finding.find_history, scope=Scope.READ)
-            # The pattern is needed: "{id}" alone does not match braces.
-            add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)
-            add("DELETE", f"{BATCHES}/{{id:[^/]+}}", self.erasures.erase, scope=Scope.OPERATE)
-            add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)
-            add(
-                "GET",
-                f"{BATCHES}/{{id:[^/]+}}/explain/{{pipeline:[^/]+}}",
-                self.explanations.explain,
-                scope=Scope.READ,
-            )
-            add(
-                "POST",
-                f"{BATCHES}/{{id:[^/]+}}/invalidate",
-                self.invalidation.invalidate,
-                scope=Scope.OPERATE,
-                reads_body=True,
-            )
-            add("GET", "/internal/v1/actors", self.actors.show, scope=Scope.READ)
-            add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill, scope=Scope.OPERATE)
-            add("GET", OPENAPI, describe)
-        if probes:
-            add("GET", "/healthz", self.health.healthz, public=True)
-            add("GET", "/readyz", self.health.readyz, public=True)
-            add("GET", "/metrics", self.health.render, public=True)
+        for handlers in self.handlers:
+            for route, handler in served_by(handlers):
+                if probes if route.probe else all_else:
+                    add(route, handler)
         # Without a token, a stranger must not learn which paths there are.
         expect = _expecting(guard, None, None, public=not all_else)
         router.add_route(

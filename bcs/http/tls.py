@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http import HTTPStatus
 from math import inf
 from pathlib import Path
 from time import time
@@ -280,7 +279,7 @@ def _context(settings: Settings, certificate: Path) -> ssl.SSLContext:
 
 def _without_tls() -> bytes:
     correlation_id = secrets.token_hex(16)
-    problem = Problem(HTTPStatus.BAD_REQUEST, "tls-required", "this port speaks HTTP over TLS only: use https")
+    problem = Problem("tls-required", "this port speaks HTTP over TLS only: use https")
     response = problem.response(correlation_id, 0)
     response.headers["X-Correlation-ID"] = correlation_id
     return response.encode(keep_alive=False)

@@ -35,9 +35,11 @@ from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import BatchSummary
 from bcs.domain.token_buckets import TokenBuckets
 from bcs.http.access import callers_of
+from bcs.http.described import encoded_openapi
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
+from bcs.http.routes.description import DescriptionHandlers
 from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.finding import FindingHandlers
@@ -339,33 +341,36 @@ class Service:
             probe_listener=self.probe_listener,
             known=self._known_callers,
             tls=self._tls,
-            pipelines=pipelines,
-            definitions=DefinitionHandlers(definitions=self.definitions, reader=reader, reading=reading),
-            batches=batches,
-            explanations=ExplanationHandlers(
-                definitions=self.definitions,
-                explainer=explainer,
-                planner=PipelinePlanner(
-                    reader=BatchReader(store=snapshots, store_name=store_name, archive=archive),
-                    finder=self._snapshot_finder,
-                    require_registration=settings.require_registration,
-                    lag=lag,
-                    reading=reading,
+            handlers=[
+                pipelines,
+                DefinitionHandlers(definitions=self.definitions, reader=reader, reading=reading),
+                batches,
+                ExplanationHandlers(
+                    definitions=self.definitions,
+                    explainer=explainer,
+                    planner=PipelinePlanner(
+                        reader=BatchReader(store=snapshots, store_name=store_name, archive=archive),
+                        finder=self._snapshot_finder,
+                        require_registration=settings.require_registration,
+                        lag=lag,
+                        reading=reading,
+                    ),
+                    page_bytes=settings.http_page_bytes,
+                    now=self._runtime.now,
                 ),
-                page_bytes=settings.http_page_bytes,
-                now=self._runtime.now,
-            ),
-            invalidation=InvalidationHandlers(invalidator, self.definitions),
-            finding=FindingHandlers(
-                definitions=self.definitions,
-                finder=self._finder,
-                archive=archive.postgres if archive else None,
-                reading=reading,
-                now=self._runtime.now,
-            ),
-            erasures=ErasureHandlers(eraser),
-            health=health,
-            actors=actors,
+                InvalidationHandlers(invalidator, self.definitions),
+                FindingHandlers(
+                    definitions=self.definitions,
+                    finder=self._finder,
+                    archive=archive.postgres if archive else None,
+                    reading=reading,
+                    now=self._runtime.now,
+                ),
+                ErasureHandlers(eraser),
+                health,
+                actors,
+                DescriptionHandlers(encoded_openapi),
+            ],
             rates=self._rates(),
         )
         # Children stop in reverse order: HTTP answers the accepted requests, the intake commits the offsets of durable

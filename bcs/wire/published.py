@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pydantic_core import from_json, to_json
 
 from bcs.wire import topics
+from bcs.wire.documents import PhaseSkippedV1Envelope
 from bcs.wire.tracing import NO_TRACE, Trace
 
 SERVICE = "batch_conductor_service"
@@ -119,7 +120,7 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, tr
     identity = f"[{_quoted(correlation_id)}, {_quoted(batch_id)}, {_quoted(phase)}]"
     correlation_uuid = as_uuid(correlation_id)
     event_id = str(uuid.uuid5(_NAMESPACE, identity))
-    envelope = {
+    envelope: PhaseSkippedV1Envelope = {
         "event_id": event_id,
         "event_type": topics.PHASE_SKIPPED,
         "event_timestamp": when,

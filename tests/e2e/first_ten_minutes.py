@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -19,7 +16,7 @@ from pathlib import Path
 
 from bcs.devtools.servers.embedded import HOST, free_port
 from tests.e2e.processes import at_a_terminal
-from tests.support.commands import run_at_terminal
+from tests.support.typed import ESCAPES, TypedShell
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENT = ROOT / "docs" / "first-ten-minutes.md"
@@ -28,9 +25,7 @@ LIMIT_SECONDS = 600
 _STEP_SECONDS = 60
 _USUAL_PORT = 4002
 _COLUMNS = 80
-_BAR = "━"
 _POLL_SECONDS = 0.1
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +119,7 @@ class Terminal:
                 raise TimeoutError(f"no {text!r} in {self.shown}")
             time.sleep(_POLL_SECONDS)
             with suppress(BlockingIOError):
-                self.shown += _ESCAPES.sub("", os.read(self._descriptor, 65536).decode()).replace("\r\n", "\n")
+                self.shown += ESCAPES.sub("", os.read(self._descriptor, 65536).decode()).replace("\r\n", "\n")
         return self.shown
 
     def press(self, key: str) -> None:
@@ -170,10 +165,11 @@ def _port() -> int:
 
 
 def _steps(begun: float, terminal: Terminal, directory: Path, variables: dict[str, str]) -> list[str]:
+    shell = TypedShell(directory, variables, _COLUMNS, _STEP_SECONDS)
     sections, letter = [], ""
     for step in STEPS:
         command = step.command.replace("LETTER", letter)
-        output = _run(step, command, directory, variables)
+        output = shell.run(command, step.shows, step.exit_code if step.shows else None)
         if step.shows and (found := re.search(step.shows[-1], output)) and found.groups():
             letter = found.group(1)
         if step.title.startswith(MENDED):
@@ -181,42 +177,6 @@ def _steps(begun: float, terminal: Terminal, directory: Path, variables: dict[st
             terminal.wait_for("BCS is running again")
         sections.append(_section(step.title, begun, f"$ {command}\n{output.strip()}".strip()))
     return sections
-
-
-def _run(step: Step, command: str, directory: Path, variables: dict[str, str]) -> str:
-    """Run a command, and repeat it until the output is as expected, because events take time."""
-    bcs = f'bcs() {{ {shlex.quote(sys.executable)} -m bcs "$@"; }}; '
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BCS_")}
-
-    def start(terminal: Path) -> subprocess.Popen[bytes]:
-        with terminal.open("wb", buffering=0) as output:
-            return subprocess.Popen(
-                ["/bin/bash", "-o", "pipefail", "-c", bcs + command],
-                cwd=directory,
-                env={**inherited, **variables, "TERM": "xterm-256color"},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-
-    deadline = time.monotonic() + _STEP_SECONDS
-    while True:
-        done = run_at_terminal(_COLUMNS, start)
-        output = _as_seen(done.output)
-        if all(re.search(pattern, output) for pattern in step.shows):
-            if done.exit_code != step.exit_code and step.shows:
-                raise AssertionError(f"{command}: exit code {done.exit_code}\n{output}")
-            return output
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{command}: exit code {done.exit_code}\n{output}")
-        time.sleep(_POLL_SECONDS)
-
-
-def _as_seen(output: str) -> str:
-    """The output as a terminal shows it: without colours, and with the last state of each line."""
-    lines = [line.rpartition("\r")[2].rstrip() for line in _ESCAPES.sub("", output).splitlines()]
-    bars = [line for line in lines if _BAR in line]
-    return "\n".join(line for line in lines if _BAR not in line or line == bars[-1])
 
 
 def _section(title: str, begun: float, transcript: str) -> str:

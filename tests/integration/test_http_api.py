@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from bcs import __version__
-from bcs.http.problems import TITLES
+from bcs.http.problems import KINDS
 from bcs.http.requests import DEAD_LETTER_WRITTEN
 from bcs.wire import topics
 from bcs.wire.dead_letters.encode import RESOLUTION_FAILED
@@ -47,7 +47,7 @@ def problem(answer: Answer, status: int) -> dict[str, Any]:
         assert isinstance(document[member], str)
         assert document[member], member
     assert document["correlation_id"] == answer.headers["X-Correlation-ID"]
-    assert document["title"] == TITLES[document["type"].removeprefix("urn:bcs:problem:")]
+    assert document["title"] == KINDS[document["type"].removeprefix("urn:bcs:problem:")].title
     assert PRIVATE not in answer.body.decode()
     return document
 

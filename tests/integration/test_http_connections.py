@@ -23,7 +23,7 @@ from bcs.config.loading import load_settings
 from bcs.devtools.servers.embedded import free_port
 from bcs.errors import StoreUnavailable
 from bcs.http.descriptors import most_connections
-from bcs.http.problems import problem_of
+from bcs.http.problems import KINDS, problem_of
 from tests.integration.stores import MakeGateway
 from tests.support.descriptors import limited_files, no_more_files
 from tests.support.held_answers import HeldAnswers
@@ -170,7 +170,7 @@ def test_a_file_that_is_lacking_is_no_fault_of_the_service() -> None:
     problem = problem_of(OSError(EMFILE, "Too many open files"))
     assert problem is not None
     assert problem.status == 503
-    assert problem.retry
+    assert KINDS[problem.kind].retry
 
 
 async def is_ready(orchestrator: Orchestrator) -> bool:

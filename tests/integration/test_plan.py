@@ -387,7 +387,9 @@ async def test_a_store_that_goes_away_meanwhile_ends_a_selection_where_it_can_go
 @pytest.mark.release
 async def test_a_stop_meanwhile_ends_a_plan_with_a_line_that_says_so(slow_redis: SlowRedis) -> None:
     async with slow_redis.planning(batch_ids=[f"unknown-{number}" for number in range(1_000)]) as response:
-        slow_redis.service.call(lambda: slow_redis.service.service._stop.set())
+        stop = slow_redis.service.service._stop
+        assert stop
+        slow_redis.service.call(stop.set)
         *planned, last = [json.loads(line) for line in (await response.read()).splitlines()]
     assert len(planned) < 999
     assert last["problem"]["type"] == "urn:bcs:problem:draining"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bcs.http.found_batches import encode_cursor
-from bcs.http.openapi import BEARER
+from bcs.http.openapi import BEARER, CERTIFICATE
 from bcs.storage.batch_index import Place
 from bcs.usecases.find_batches import Cursor
 
@@ -137,7 +137,7 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
             parameter["schema"] = cursor
     for operation in _operations(document):
         if "security" in operation:
-            operation["security"] = [need for need in operation["security"] if need] if token else []
+            operation["security"] = [{BEARER: operation["security"][-1][CERTIFICATE]}] if token else []
     if not token:
         del document["components"]["securitySchemes"][BEARER]
     return document

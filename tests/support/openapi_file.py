@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bcs.http.openapi import encoded_openapi
+from bcs.http.described import encoded_openapi
 
 FILE = Path(__file__).parents[2] / "docs/openapi.json"
 

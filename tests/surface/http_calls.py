@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import anyio
 from aiohttp.web_urldispatcher import UrlDispatcher
 
-from bcs.http.problems import TITLES
+from bcs.http.problems import KINDS
 from tests.support.service import Answer, Orchestrator
 from tests.surface.facts import lines_of
 from tests.surface.placeholders import Placeholders, shape
@@ -49,7 +49,7 @@ def facts_of_routes(router: UrlDispatcher) -> list[str]:
 
 def facts_of_problems() -> list[str]:
     """A line for each kind of problem that an answer can be."""
-    return [f"problem: {kind}: {title}" for kind, title in sorted(TITLES.items())]
+    return [f"problem: {kind}: {about.title}" for kind, about in sorted(KINDS.items())]
 
 
 class Calls:

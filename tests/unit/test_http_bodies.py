@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from bcs.http.problems import TITLES, Kind
+from bcs.http.problems import KINDS, Kind
 from bcs.http.requests import CompletePhase, DefinePipeline, InvalidBody, parse_body
 from bcs.wire.tracing import trace_of
 
@@ -87,6 +87,6 @@ def test_a_trace_is_passed_on_where_it_is_valid(headers: dict[str, str], passed_
 
 
 def test_every_problem_has_a_title_and_a_line_in_the_page() -> None:
-    assert TITLES.keys() == set(get_args(Kind))
-    assert re.findall(r"^\| `([a-z-]+)` \|", PROBLEMS.read_text(), re.MULTILINE) == sorted(TITLES)
-    assert len(set(TITLES.values())) == len(TITLES)
+    assert KINDS.keys() == set(get_args(Kind))
+    assert re.findall(r"^\| `([a-z-]+)` \|", PROBLEMS.read_text(), re.MULTILINE) == sorted(KINDS)
+    assert len({about.title for about in KINDS.values()}) == len(KINDS)

@@ -2,15 +2,15 @@
 
 import json
 import re
-from http import HTTPStatus
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 from pydantic import TypeAdapter, ValidationError
 
-from bcs.http.openapi import STATUSES, encoded_openapi
-from bcs.http.problems import TITLES
+from bcs.http.described import all_routes, encoded_openapi
+from bcs.http.problems import KINDS
 from bcs.http.requests import CompletePhase, DefinePipeline
 from bcs.wire.events import Identifier
 from tests.support.openapi_file import FILE, current
@@ -41,14 +41,39 @@ def test_the_page_has_the_document_that_is_served() -> None:
 
 def test_the_document_describes_each_kind_of_problem() -> None:
     # Nothing answers `http-error` today; it stands for what a later aiohttp may refuse.
-    assert problems_described().keys() == STATUSES.keys() == TITLES.keys() - {"http-error"}
+    assert problems_described().keys() == KINDS.keys() - {"http-error"}
 
 
 def test_the_page_of_problems_has_the_same_statuses_and_says_the_same_of_trying_again() -> None:
     rows = ROW.findall((Path(__file__).parents[2] / "docs/problems.md").read_text())
-    assert {kind: HTTPStatus(int(status)) for kind, status, _ in rows} == STATUSES
+    assert {kind: int(status) for kind, status, _ in rows} | {"http-error": 400} == {
+        kind: about.status for kind, about in KINDS.items()
+    }
     again = {kind for kind, _, again in rows if again == "yes"}
     assert {kind for kind, response in problems_described().items() if "Retry-After" in response["headers"]} == again
+
+
+def test_every_reference_in_the_document_leads_somewhere() -> None:
+    whole = document()
+    references = [value for name, value in members(whole) if name == "$ref"]
+    assert references
+    for reference in references:
+        place: Any = whole
+        for step in reference.removeprefix("#/").split("/"):
+            place = place[step]
+
+
+def members(value: Any) -> Iterator[tuple[str, Any]]:
+    """Each member of each object in a document."""
+    if isinstance(value, dict):
+        yield from value.items()
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from members(inner)
+
+
+def test_no_two_calls_have_the_same_name() -> None:
+    names = [route.name for route in all_routes()]
+    assert len(names) == len(set(names)) > 10
 
 
 def test_the_examples_are_valid_requests() -> None:

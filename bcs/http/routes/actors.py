@@ -12,11 +12,21 @@ from aiohttp import web
 
 from bcs.http import answers
 from bcs.http.guard import asked_by
+from bcs.http.identity import Scope
 from bcs.http.problems import Problem
 from bcs.http.replies import reply_json
+from bcs.http.routing import Group, Route, serves
 from bcs.supervision import Snapshot, UnknownChild
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
+
+
+_NAME = {
+    "type": "string",
+    "minLength": 1,
+    "examples": ["publisher"],
+    "description": "`metrics`, `publisher`, `archive`, `batches`, `intake`, `http`, or `batches/<batch id>`.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +42,51 @@ class ActorHandlers:
     snapshot: Callable[[], Snapshot]
     cancel: Callable[[str], bool]
 
+    @serves(
+        Route(
+            method="GET",
+            path="/internal/v1/actors",
+            name="showActors",
+            group=Group.ACTORS,
+            summary="Show the tree of actors",
+            answers={HTTPStatus.OK: answers.Actor},
+            scope=Scope.READ,
+        )
+    )
     async def show(self, _: web.Request) -> web.Response:
         """GET /internal/v1/actors."""
         return reply_json(_node("", self.snapshot()))
 
+    @serves(
+        Route(
+            method="POST",
+            path="/internal/v1/actors/{name}/kill",
+            name="killActor",
+            group=Group.ACTORS,
+            summary="Kill one actor, which its supervisor starts again",
+            answers={HTTPStatus.ACCEPTED: answers.ActorKilled},
+            problems=("chaos-disabled", "unknown-actor", "not-running"),
+            scope=Scope.OPERATE,
+            path_parameters={"name": _NAME},
+            spans_segments=True,
+            leads_to={"showActors": {}},
+        )
+    )
     async def kill(self, request: web.Request) -> web.Response:
         """POST /internal/v1/actors/{name}/kill. The name is a path in the tree, and may contain the id of a batch.
 
         The HTTP actor may kill itself. It answers all accepted requests before it ends.
         """
         if not self.chaos_enabled:
-            raise Problem(HTTPStatus.FORBIDDEN, "chaos-disabled", "BCS_CHAOS_ENABLED is not set")
+            raise Problem("chaos-disabled", "BCS_CHAOS_ENABLED is not set")
         path = request.match_info["name"]
         try:
             runs = self.cancel(path)
         except UnknownChild:
             known = [known for known, _ in self.snapshot().iter_flat() if "/" not in known]
-            raise Problem(
-                HTTPStatus.NOT_FOUND, "unknown-actor", "there is no actor with this name now", {"known_actors": known}
-            ) from None
+            raise Problem("unknown-actor", "there is no actor with this name now", {"known_actors": known}) from None
         if not runs:
-            raise Problem(HTTPStatus.CONFLICT, "not-running", "the actor does not run now", retry=True)
+            raise Problem("not-running", "the actor does not run now")
         log.warning("actor_killed_on_request", actor=path, requested_by=asked_by(request))
         killed: answers.ActorKilled = {"status": "killed", "actor": path}
         return reply_json(killed, HTTPStatus.ACCEPTED)

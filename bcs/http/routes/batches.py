@@ -10,10 +10,13 @@ import anyio
 from aiohttp import web
 
 from bcs.domain.progress import Evaluation
+from bcs.http import answers
 from bcs.http.documents import BatchPage, encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
 from bcs.http.found_history import encoding_matches
 from bcs.http.guard import BATCH_ID
+from bcs.http.identity import Scope
 from bcs.http.parameters import (
+    BATCHES,
     EssaysQuery,
     HistoryQuery,
     essays_path,
@@ -23,6 +26,7 @@ from bcs.http.parameters import (
 )
 from bcs.http.problems import Problem, unknown_batch
 from bcs.http.replies import reply_encoded
+from bcs.http.routing import BATCH_ID_PARAMETER, OF_PATH, Group, Route, serves
 from bcs.storage.pace import paced
 from bcs.storage.postgres.history_reader import SearchedHistory, read_page, search_page
 from bcs.usecases.active_definitions import ActiveDefinitions
@@ -46,6 +50,21 @@ class BatchHandlers:
     reading: anyio.Semaphore
     page_bytes: int
 
+    @serves(
+        Route(
+            method="GET",
+            path=f"{BATCHES}/{{id}}",
+            name="showBatch",
+            group=Group.BATCHES,
+            summary="Show what is known of a batch, and which essays hold its phases back",
+            answers={HTTPStatus.OK: answers.Batch},
+            problems=("unknown-batch", "batch-erased", "unavailable"),
+            scope=Scope.READ,
+            query=EssaysQuery,
+            path_parameters=BATCH_ID_PARAMETER,
+            leads_to={"showHistory": OF_PATH},
+        )
+    )
     async def show(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}."""
         batch_id = batch_id_of(request)
@@ -73,6 +92,20 @@ class BatchHandlers:
             )
             return reply_encoded(await paced(encoding_state(page, phases)))
 
+    @serves(
+        Route(
+            method="GET",
+            path=f"{BATCHES}/{{id}}/history",
+            name="showHistory",
+            group=Group.BATCHES,
+            summary="Show what became known of a batch and what was answered because of it, newest first",
+            answers={HTTPStatus.OK: answers.History},
+            problems=("no-archive", "unknown-batch", "unavailable"),
+            scope=Scope.READ,
+            query=HistoryQuery,
+            path_parameters=BATCH_ID_PARAMETER,
+        )
+    )
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
         if self.archive is None:
@@ -109,4 +142,4 @@ def batch_id_of(request: web.Request) -> str:
 
 def no_archive() -> Problem:
     """404: no history is kept."""
-    return Problem(HTTPStatus.NOT_FOUND, "no-archive", "there is no archive: BCS_DATABASE_URL is not set")
+    return Problem("no-archive", "there is no archive: BCS_DATABASE_URL is not set")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from aiohttp import web
 
 from bcs.domain.times import format_timestamp
 from bcs.http import answers
 from bcs.http.guard import asked_by, correlation_id_of
-from bcs.http.parameters import ErasureQuery, parse_query
+from bcs.http.identity import Scope
+from bcs.http.parameters import BATCHES, ErasureQuery, parse_query
 from bcs.http.replies import reply_json
 from bcs.http.routes.batches import batch_id_of
+from bcs.http.routing import BATCH_ID_PARAMETER, OF_PATH, Group, Route, serves
 from bcs.usecases.erase_batch import BatchEraser, EraseBatch
 
 
@@ -21,6 +24,21 @@ class ErasureHandlers:
 
     eraser: BatchEraser
 
+    @serves(
+        Route(
+            method="DELETE",
+            path=f"{BATCHES}/{{id}}",
+            name="eraseBatch",
+            group=Group.BATCHES,
+            summary="Erase a batch from the stores, and drop what arrives about it for a time",
+            answers={HTTPStatus.OK: answers.BatchErased},
+            problems=("unavailable",),
+            scope=Scope.OPERATE,
+            query=ErasureQuery,
+            path_parameters=BATCH_ID_PARAMETER,
+            leads_to={"showHistory": OF_PATH},
+        )
+    )
     async def erase(self, request: web.Request) -> web.Response:
         """DELETE /internal/v1/batches/{id}."""
         batch_id = batch_id_of(request)

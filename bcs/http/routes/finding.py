@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 
 import anyio
 from aiohttp import web
 
 from bcs.domain.law import CompletionLaw
 from bcs.domain.times import microseconds
+from bcs.http import answers
 from bcs.http.found_batches import criteria_of, cursor_in, encode_cursor, encoding_found
 from bcs.http.found_history import encoding_found_history
-from bcs.http.parameters import BatchesQuery, FoundHistoryQuery, batches_path, found_history_path, parse_query
+from bcs.http.identity import Scope
+from bcs.http.parameters import (
+    BATCHES,
+    HISTORY,
+    BatchesQuery,
+    FoundHistoryQuery,
+    batches_path,
+    found_history_path,
+    parse_query,
+)
 from bcs.http.replies import reply_encoded
 from bcs.http.routes.batches import no_archive
+from bcs.http.routing import Group, Route, serves
 from bcs.storage.pace import paced
 from bcs.storage.postgres.history_reader import SearchedHistory
 from bcs.usecases.active_definitions import ActiveDefinitions
@@ -38,6 +50,19 @@ class FindingHandlers:
     reading: anyio.Semaphore
     now: Callable[[], datetime]
 
+    @serves(
+        Route(
+            method="GET",
+            path=HISTORY,
+            name="findHistory",
+            group=Group.BATCHES,
+            summary="Find the entries of all batches' histories with a correlation id, newest first",
+            answers={HTTPStatus.OK: answers.FoundHistory},
+            problems=("no-archive", "unavailable"),
+            scope=Scope.READ,
+            query=FoundHistoryQuery,
+        )
+    )
     async def find_history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/history."""
         if self.archive is None:
@@ -52,6 +77,19 @@ class FindingHandlers:
             following = None if older is None else found_history_path(query, older)
             return reply_encoded(await paced(encoding_found_history(correlation_id, found, following)))
 
+    @serves(
+        Route(
+            method="GET",
+            path=BATCHES,
+            name="findBatches",
+            group=Group.BATCHES,
+            summary="Find batches by their state and their last change, the last changed first",
+            answers={HTTPStatus.OK: answers.Batches},
+            problems=("unknown-pipeline", "unavailable"),
+            scope=Scope.READ,
+            query=BatchesQuery,
+        )
+    )
     async def find(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches."""
         query = parse_query(BatchesQuery, request.query.items())

@@ -21,6 +21,7 @@ from bcs.http.documents import definitions_version
 from bcs.http.problems import Problem, draining
 from bcs.http.reloaded import Reloaded
 from bcs.http.replies import reply_json
+from bcs.http.routing import Group, Route, serves
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.waits import CONNECT_PRODUCER, READ_KAFKA, WAITING_ACTORS, Wait, Waits
 from bcs.storage.archive import Archive
@@ -62,6 +63,17 @@ class HealthHandlers:
     definitions: ActiveDefinitions
     credentials: Sequence[Reloaded[Any]] = ()
 
+    @serves(
+        Route(
+            method="GET",
+            path="/healthz",
+            name="healthz",
+            group=Group.HEALTH,
+            summary="Liveness: 503 while an actor ignores its cancellation",
+            answers={HTTPStatus.OK: answers.Health, HTTPStatus.SERVICE_UNAVAILABLE: answers.Health},
+            probe=True,
+        )
+    )
     async def healthz(self, _: web.Request) -> web.Response:
         """GET /healthz: liveness. The outage of a dependency is no reason to restart this process."""
         tree = self.snapshot()
@@ -101,6 +113,18 @@ class HealthHandlers:
         }
         return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
+    @serves(
+        Route(
+            method="GET",
+            path="/readyz",
+            name="readyz",
+            group=Group.HEALTH,
+            summary="Readiness: 503 while the service stops, or while neither Redis nor PostgreSQL can answer",
+            answers={HTTPStatus.OK: answers.Ready},
+            problems=("draining", "unavailable"),
+            probe=True,
+        )
+    )
     async def readyz(self, _: web.Request) -> web.Response:
         """GET /readyz: 503 while draining, or while neither the state store nor the archive can answer."""
         if self.draining():
@@ -109,8 +133,19 @@ class HealthHandlers:
         if failure is None or (self.archive and self.archive.can_answer_for_redis(failure)):
             ready: answers.Ready = {"status": "ready"}
             return reply_json(ready)
-        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True)
+        raise Problem("unavailable", "the state store is out of reach")
 
+    @serves(
+        Route(
+            method="GET",
+            path="/metrics",
+            name="metrics",
+            group=Group.HEALTH,
+            summary="The metrics in Prometheus' text format",
+            answers={HTTPStatus.OK: CONTENT_TYPE_LATEST},
+            probe=True,
+        )
+    )
     async def render(self, _: web.Request) -> web.Response:
         """GET /metrics."""
         return web.Response(body=self.render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})

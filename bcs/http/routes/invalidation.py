@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from aiohttp import web
 
@@ -12,11 +13,14 @@ from bcs.errors import UnknownEssays
 from bcs.http import answers
 from bcs.http.documents import OUTCOMES, ending_document, mark_document
 from bcs.http.guard import asked_by, correlation_id_of
+from bcs.http.identity import Scope
+from bcs.http.parameters import BATCHES
 from bcs.http.problems import unknown_batch
 from bcs.http.replies import reply_json
 from bcs.http.requests import InvalidatedPhases, InvalidBody, InvalidField
 from bcs.http.routes.batches import batch_id_of
 from bcs.http.routes.pipelines import parsed_body
+from bcs.http.routing import BATCH_ID_PARAMETER, OF_PATH, Group, Route, serves
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.invalidate_phases import InvalidatePhases, PhaseInvalidator
 
@@ -34,6 +38,21 @@ class InvalidationHandlers:
     invalidator: PhaseInvalidator
     definitions: ActiveDefinitions
 
+    @serves(
+        Route(
+            method="POST",
+            path=f"{BATCHES}/{{id}}/invalidate",
+            name="invalidatePhases",
+            group=Group.PHASES,
+            summary="Take completions of a batch back, so that phases run again",
+            answers={HTTPStatus.OK: answers.PhasesInvalidated},
+            problems=("unknown-batch", "batch-erased", "invalidation-outdated", "unavailable"),
+            scope=Scope.OPERATE,
+            body=InvalidatedPhases,
+            path_parameters=BATCH_ID_PARAMETER,
+            leads_to={"showBatch": OF_PATH, "showHistory": OF_PATH},
+        )
+    )
     async def invalidate(self, request: web.Request) -> web.Response:
         """POST /internal/v1/batches/{id}/invalidate."""
         batch_id = batch_id_of(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from http import HTTPStatus
 from typing import Literal
 
 from aiohttp import web
@@ -13,6 +14,7 @@ from bcs.errors import BcsError, RequestRefused
 from bcs.http import answers
 from bcs.http.bodies import BODY
 from bcs.http.documents import extent_of
+from bcs.http.explanation_answers import ResolvedWithOptions
 from bcs.http.explanations import answer_with_options, encoding_explained
 from bcs.http.guard import (
     BATCH_ID,
@@ -23,7 +25,8 @@ from bcs.http.guard import (
     correlation_id_of,
     correlation_id_sent,
 )
-from bcs.http.parameters import USUAL_ESSAYS, DefineQuery, explained_essays_path, parse_query
+from bcs.http.identity import Scope
+from bcs.http.parameters import PIPELINES, USUAL_ESSAYS, DefineQuery, explained_essays_path, parse_query
 from bcs.http.replies import reply_encoded, reply_json
 from bcs.http.requests import (
     DEFINITIONS_HEADER,
@@ -38,14 +41,25 @@ from bcs.http.requests import (
     PipelineAnswers,
     parse_body,
 )
+from bcs.http.routing import OF_BODY, Group, Route, serves
 from bcs.storage.pace import paced
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
 from bcs.wire.dead_letters.encode import FAILURES, FIRST_FAILURE
-from bcs.wire.tracing import trace_of
+from bcs.wire.tracing import TRACEPARENT, TRACESTATE, trace_of
+
+DEFINITIONS_ANSWERED = {
+    DEFINITIONS_HEADER: "The version of the pipeline file, if it has one, and the hash of its content, with a blank "
+    "between."
+}
 
 Explain = bool | Literal["full"]
+
+_TRACE = {
+    TRACEPARENT: "W3C trace context. A valid one goes on into the envelopes of the announcements.",
+    TRACESTATE: "W3C trace context; used only with a valid `traceparent`.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +73,32 @@ class PipelineHandlers:
     reporter: PhaseReporter
     definitions: ActiveDefinitions
     page_bytes: int
-    answers: PipelineAnswers = field(default_factory=PipelineAnswers, init=False)
+    plain_answers: PipelineAnswers = field(default_factory=PipelineAnswers, init=False)
 
+    @serves(
+        Route(
+            method="POST",
+            path=f"{PIPELINES}/define",
+            name="definePipeline",
+            group=Group.PIPELINES,
+            summary="Say which phases of a pipeline a batch still needs",
+            answers={HTTPStatus.OK: ResolvedWithOptions},
+            problems=(
+                *("unknown-pipeline", "prompt-required", "needed-phase-left-out", "batch-erased"),
+                *("too-many-new-batches", "intake-behind", "unavailable"),
+            ),
+            scope=Scope.RESOLVE,
+            body=DefinePipeline,
+            query=DefineQuery,
+            headers=_TRACE,
+            answer_headers=DEFINITIONS_ANSWERED,
+            leads_to={
+                "showBatch": OF_BODY,
+                "showHistory": OF_BODY,
+                "explainPipeline": {**OF_BODY, "pipeline": "$request.body#/requested_pipeline"},
+            },
+        )
+    )
     async def define(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/define."""
         parsed = parsed_body(request, DefinePipeline)
@@ -96,7 +134,7 @@ class PipelineHandlers:
         headers = {DEFINITIONS_HEADER: str(resolution.definitions)}
         if plain:
             return reply_encoded(
-                self.answers.encode(body.batch_id, resolution, source, parsed.warnings), headers=headers
+                self.plain_answers.encode(body.batch_id, resolution, source, parsed.warnings), headers=headers
             )
         answer = answer_with_options(
             body.batch_id,
@@ -114,6 +152,20 @@ class PipelineHandlers:
             next_after = partial(explained_essays_path, body.batch_id, body.requested_pipeline, USUAL_ESSAYS)
         return reply_encoded(await paced(encoding_explained(answer, explanation, extent, next_after)), headers=headers)
 
+    @serves(
+        Route(
+            method="POST",
+            path="/internal/v1/phases/complete",
+            name="completePhase",
+            group=Group.PHASES,
+            summary="Report a whole phase of a batch",
+            answers={HTTPStatus.OK: answers.PhaseRecorded},
+            problems=("report-outdated", "batch-erased", "too-many-new-batches", "unavailable"),
+            scope=Scope.REPORT,
+            body=CompletePhase,
+            leads_to={"showBatch": OF_BODY, "showHistory": OF_BODY},
+        )
+    )
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
         parsed = parsed_body(request, CompletePhase)
