@@ -12,7 +12,8 @@ One tree; each leaf carries its facts as typed fields, and `retryable` is True w
     │   ├── DependenciesDiffer       two pipelines of one file give a phase different dependencies
     │   ├── UnreadableConfiguration
     │   ├── RedisUnusable            the server answers, but BCS does not support it
-    │   └── DatabaseUnusable         the database answers, but can't hold the archive
+    │   ├── DatabaseUnusable         the database answers, but can't hold the archive
+    │   └── TracingUnavailable       tracing is on, and its packages are missing
     ├── RequestRefused               the caller asked for something that will not be done
     │   ├── UnknownPipeline
     │   ├── PromptRequired

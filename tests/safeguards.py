@@ -353,10 +353,10 @@ _INTAKE = (
         "A message that can't be decoded counts as finished only once its dead letter is stored.",
         "bcs/actors/ingest/delivery.py",
         """\
-            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
+            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch, trace=trace), error)
 """,
         """\
-            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
+            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch, trace=trace), error)
             self._finish(DeliveryToken(message, event_type, error.correlation_id, epoch))
 """,
         _in("integration/test_dead_letters", "test_the_offset_of_junk_waits_until_its_dead_letter_is_stored"),
@@ -713,8 +713,8 @@ _OUTBOX = (
         "refused-is-not-acknowledged",
         "A message that the broker refused does not count as acknowledged.",
         "bcs/actors/publishing.py",
-        "                on_result(entry, acknowledgement.exception())\n",
-        "                on_result(entry, None)\n",
+        "                sending.on_result(entry, acknowledgement.exception())\n",
+        "                sending.on_result(entry, None)\n",
         _in("integration/test_publishing", "test_a_partition_without_a_leader_does_not_delay_others"),
     ),
     Mutation(
@@ -851,13 +851,13 @@ _ARCHIVE = (
         "A fact is in the archive, or in the queue before it, before it is in Redis.",
         "bcs/actors/batches.py",
         """\
-                await self.archive_client.write_durably([command.entry(now_us) for command in group])
+                await self.archive_client.write_durably([command.entry(now_us, span.context) for command in group])
                 archived = True
             await self._commit(slot, group, delta)
 """,
         """\
                 await self._commit(slot, group, delta)
-                await self.archive_client.write_durably([command.entry(now_us) for command in group])
+                await self.archive_client.write_durably([command.entry(now_us, span.context) for command in group])
                 archived = True
             await self._commit(slot, group, delta)
 """,
@@ -917,12 +917,12 @@ _ARCHIVE = (
         "bcs/actors/archive/drain.py",
         """\
         try:
-            await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
+            entries = [entry.message for entry in portion]
 """,
         """\
         await queue.ack(portion)
         try:
-            await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
+            entries = [entry.message for entry in portion]
 """,
         _in("integration/test_archive_queue", "test_queued_entries_stay_until_the_archive_has_them"),
     ),

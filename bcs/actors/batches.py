@@ -18,6 +18,7 @@ from bcs.actors.messages import ApplyFacts, BatchCommand, DeliveryToken, Message
 from bcs.actors.portions import portions
 from bcs.actors.retry import retry
 from bcs.actors.runtime import Runtime
+from bcs.actors.spans import about_commit
 from bcs.domain.state import BatchState, delta_of
 from bcs.domain.times import microseconds
 from bcs.errors import (
@@ -31,6 +32,7 @@ from bcs.errors import (
     TooManyEssays,
 )
 from bcs.observability.failpoints import FailPoint, hit
+from bcs.observability.tracing import Span
 from bcs.storage.ports import StateStore
 from bcs.supervision import ActorContext, Envelope, serve_until_empty
 
@@ -163,7 +165,9 @@ class BatchActor:
             group = [envelope.message for envelope in envelopes if not envelope.caller_gone]
             try:
                 if group:
-                    await self._make_durable(context, slot, group)
+                    consumer_group = self.runtime.settings.kafka_consumer_group_id
+                    with self.runtime.tracer.span(about_commit, group, consumer_group) as span:
+                        await self._make_durable(context, slot, group, span)
             except BatchErased as error:
                 self._drop_erased(group, error)
             except TooManyEssays as error:
@@ -178,7 +182,9 @@ class BatchActor:
 
         await isolate(envelopes, attempt, on_refused)
 
-    async def _make_durable(self, context: ActorContext[BatchCommand], slot: _Slot, group: list[ApplyFacts]) -> None:
+    async def _make_durable(
+        self, context: ActorContext[BatchCommand], slot: _Slot, group: list[ApplyFacts], span: Span
+    ) -> None:
         """Write a group to the archive, then to the store; then notify the senders."""
         await hit(FailPoint.BATCH_RECEIVED, context.name)
         archived = False
@@ -192,7 +198,7 @@ class BatchActor:
             if self.archive_client and not archived:
                 # The check comes before the archive: after the write these facts can't be refused any more.
                 await self._ensure_room(group[0].batch_id, delta)
-                await self.archive_client.write_durably([command.entry(now_us) for command in group])
+                await self.archive_client.write_durably([command.entry(now_us, span.context) for command in group])
                 archived = True
             await self._commit(slot, group, delta)
 
@@ -201,6 +207,7 @@ class BatchActor:
         except StoreError as error:
             if not error.retryable:
                 raise
+            span.fail(type(error).__name__)
             self._fail_asks(group, error)
             # Facts that the archive has must reach Redis, too. Otherwise phase reports are dropped: their callers have
             # the error.

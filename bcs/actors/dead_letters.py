@@ -112,6 +112,7 @@ class DeadLetters:
             failed.batch_id,
             limit_bytes=self.runtime.settings.kafka_max_message_bytes,
             value_sha256=digest,
+            trace=failed.token.trace,
         )
         position = Position(original.topic, original.partition, original.offset)
         at_us = microseconds(failed_at)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import compress
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from bcs.supervision import Reply
 from bcs.wire.dead_letters.encode import original_time_ms
 from bcs.wire.decoding import DecodedEvent, EventDecoder
 from bcs.wire.published import ConsumedMessage, Headers
+from bcs.wire.tracing import TraceContext, trace_in
 
 # A megabyte has room for 300,000 empty headers, and each header is checked several times.
 _MOST_HEADERS = 1000
@@ -81,6 +82,9 @@ def decoded(decoder: EventDecoder, message: ConsumedMessage, event_time_ms: int)
         name = message.unreadable_headers[0][0]
         problem = f"the name of a header is not UTF-8: {name[:40]!r}"
         raise UndecodableMessage("header_not_utf8", problem, event.batch_id, event.correlation_id)
+    if message.headers and decoder.reads_traces:
+        # The relay makes the headers at each attempt to publish, so they are closer than the envelope.
+        return replace(event, trace=trace_in(message.headers) or event.trace)
     return event
 
 
@@ -96,10 +100,13 @@ def written_at_ms(record: ConsumerRecord) -> int | None:
     return record.timestamp if record.timestamp >= 0 else None
 
 
-def consumed_entry(message: ConsumedMessage, event: DecodedEvent, at_us: int) -> FactsRecorded:
+def consumed_entry(
+    message: ConsumedMessage, event: DecodedEvent, at_us: int, trace: TraceContext | None = None
+) -> FactsRecorded:
     """The history entry of a message. Each read of the message makes the same entry, except for the time.
 
     :param at_us: when BCS received the message, in microseconds since 1970 UTC.
+    :param trace: the span that makes the entry.
     """
     return FactsRecorded(
         consumed_entry_id(message.topic, message.partition, message.offset, message.timestamp_ms),
@@ -110,6 +117,7 @@ def consumed_entry(message: ConsumedMessage, event: DecodedEvent, at_us: int) ->
         correlation_id=event.correlation_id,
         event_id=event.event_id,
         position=Position(message.topic, message.partition, message.offset),
+        traceparent=trace.traceparent if trace else None,
     )
 
 
@@ -122,6 +130,7 @@ class DeliveryToken:
     :param correlation_id: of the event; None if it could not be read.
     :param event_id: of the event; None if the event has none.
     :param epoch: counts how often this process got the partition. The intake ignores a token of an earlier epoch.
+    :param trace: the context of the producer; None where tracing is off, or the message has none.
     """
 
     message: ConsumedMessage
@@ -129,6 +138,8 @@ class DeliveryToken:
     correlation_id: str | None
     epoch: int
     event_id: str | None = None
+    _: KW_ONLY
+    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,7 @@ class HttpSource:
     :param entry_id: the id of the history entry, the same for every attempt.
     :param event_type: `REPORTED` or `INVALIDATED`.
     :param reason: an operator's reason; None for a phase report.
+    :param trace: the context of the request.
     """
 
     entry_id: UUID
@@ -145,6 +157,8 @@ class HttpSource:
     asked_by: str
     event_type: str = REPORTED
     reason: str | None = None
+    _: KW_ONLY
+    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +189,11 @@ class ApplyFacts:
         origin = self.token or self.source
         return origin.correlation_id if origin else None
 
-    def entry(self, now_us: int) -> FactsRecorded:
+    def entry(self, now_us: int, trace: TraceContext | None = None) -> FactsRecorded:
         """The history entry of these facts.
 
         :param now_us: the present time, in microseconds since 1970 UTC.
+        :param trace: the span that makes the entry.
         """
         if self.token is None:
             assert self.source is not None  # noqa: S101 (facts come from Kafka or over HTTP)
@@ -192,6 +207,7 @@ class ApplyFacts:
                 correlation_id=source.correlation_id,
                 asked_by=source.asked_by,
                 reason=source.reason,
+                traceparent=trace.traceparent if trace else None,
             )
         token = self.token
         event = DecodedEvent(
@@ -201,7 +217,7 @@ class ApplyFacts:
             facts=self.facts,
             event_id=token.event_id,
         )
-        return consumed_entry(token.message, event, now_us)
+        return consumed_entry(token.message, event, now_us, trace)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from bcs.actors.messages import OutboxGrew
 from bcs.actors.publishing import publish_all
 from bcs.actors.retry import retry
 from bcs.actors.runtime import Runtime
+from bcs.actors.spans import PublishSpans
 from bcs.errors import StoreError, StoreUnavailable
 from bcs.kafka.broker_errors import REFUSED_FOR_GOOD, TOO_LARGE, may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
@@ -49,11 +50,13 @@ _USE_STREAMS = "access streams of the outbox"
 class _Outcome:
     """The results of messages that were sent.
 
+    :param spans: those of the messages that are being sent.
     :param refused: messages of record batches that the broker refused.
     :param failed: messages to try again.
     :param parked: messages that the broker will never accept, each with the reason.
     """
 
+    spans: PublishSpans
     delivered: list[LeasedMessage] = field(default_factory=list)
     refused: list[LeasedMessage] = field(default_factory=list)
     failed: list[LeasedMessage] = field(default_factory=list)
@@ -203,19 +206,9 @@ class Publisher:
 
         Failed messages go to the end of the queue: a topic that can't be written must not block other topics.
         """
-        outcome = _Outcome()
-
-        def on_result(entry: LeasedMessage, error: BaseException | None) -> None:
-            if error is not None and may_be_about_one_record(error):
-                outcome.refused.append(entry)
-            else:
-                self._count_result(outcome, entry, error)
-
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
-        await publish_all(producer, leased, self.runtime.settings.kafka_request_timeout_seconds, on_result)
-        if outcome.refused:
-            context.heartbeat()
-            await self._publish_each_alone(context, outcome)
+        with PublishSpans(self.runtime.tracer) as spans:
+            outcome = await self._send(context, producer, leased, spans)
         await hit(FailPoint.PUBLISHER_ACKNOWLEDGED, context.name)
         await self._persist(context, self.outbox.ack, outcome.delivered)
         for entry, problem in outcome.parked:
@@ -229,6 +222,28 @@ class Publisher:
                 summed_by=("topic",),
             )
         await self._persist(context, self.outbox.requeue, outcome.failed)
+        return outcome
+
+    async def _send(
+        self,
+        context: ActorContext[OutboxGrew],
+        producer: AIOKafkaProducer,
+        leased: Sequence[LeasedMessage],
+        spans: PublishSpans,
+    ) -> _Outcome:
+        outcome = _Outcome(spans)
+
+        def on_result(entry: LeasedMessage, error: BaseException | None) -> None:
+            if error is not None and may_be_about_one_record(error):
+                outcome.refused.append(entry)
+            else:
+                self._count_result(outcome, entry, error)
+
+        timeout_seconds = self.runtime.settings.kafka_request_timeout_seconds
+        await publish_all(producer, leased, timeout_seconds, on_result, headers_of=spans.headers)
+        if outcome.refused:
+            context.heartbeat()
+            await self._publish_each_alone(context, outcome)
         return outcome
 
     async def _publish_each_alone(self, context: ActorContext[OutboxGrew], outcome: _Outcome) -> None:
@@ -247,6 +262,7 @@ class Publisher:
                 too_large.append(replace(entry, message=truncated))
             elif isinstance(error, REFUSED_FOR_GOOD):
                 outcome.parked.append((original, cause_of(error)))
+                outcome.spans.end(original, error)
             else:
                 self._count_result(outcome, original, error)
 
@@ -257,13 +273,16 @@ class Publisher:
                 self._count_result(outcome, entry, error)
             return
         try:
-            await publish_all(producer, outcome.refused, timeout_seconds, on_result, alone=True)
-            await publish_all(producer, too_large, timeout_seconds, on_result, alone=True)
+            for entries in (outcome.refused, too_large):
+                await publish_all(
+                    producer, entries, timeout_seconds, on_result, alone=True, headers_of=outcome.spans.headers
+                )
         finally:
             await close(producer, _CLOSE_SECONDS)
 
     def _count_result(self, outcome: _Outcome, entry: LeasedMessage, error: BaseException | None) -> None:
         message = entry.message
+        outcome.spans.end(entry, error)
         if error is None:
             outcome.delivered.append(entry)
             self.status.written(message.topic)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
 import anyio
@@ -20,12 +21,30 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.storage.ports import LeasedMessage
-from bcs.wire.published import OutboundMessage
+from bcs.wire.published import Headers
 
 OnResult = Callable[[LeasedMessage, BaseException | None], None]
 """Called with the result of a message: None if the broker acknowledged it, otherwise the error."""
 
+HeadersOf = Callable[[LeasedMessage], Headers]
+"""Called for each message before it is sent. Returns the headers to send."""
+
 _partitioner = DefaultPartitioner()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sending:
+    """How messages are sent; see `publish_all`."""
+
+    producer: AIOKafkaProducer
+    timeout_seconds: float
+    on_result: OnResult
+    headers_of: HeadersOf
+    alone: bool
+
+
+def _own_headers(entry: LeasedMessage) -> Headers:
+    return entry.message.headers
 
 
 async def publish_all(
@@ -35,6 +54,7 @@ async def publish_all(
     on_result: OnResult,
     *,
     alone: bool = False,
+    headers_of: HeadersOf = _own_headers,
 ) -> None:
     """Publish messages, within three times the timeout.
 
@@ -46,25 +66,21 @@ async def publish_all(
     by_topic: dict[str, list[LeasedMessage]] = {}
     for entry in leased:
         by_topic.setdefault(entry.message.topic, []).append(entry)
+    sending = _Sending(
+        producer=producer, timeout_seconds=timeout_seconds, on_result=on_result, headers_of=headers_of, alone=alone
+    )
     async with anyio.create_task_group() as group:
         for topic, entries in by_topic.items():
-            group.start_soon(_publish_topic, producer, topic, entries, timeout_seconds, on_result, alone)
+            group.start_soon(_publish_topic, sending, topic, entries)
 
 
-async def _publish_topic(
-    producer: AIOKafkaProducer,
-    topic: str,
-    entries: Sequence[LeasedMessage],
-    timeout_seconds: float,
-    on_result: OnResult,
-    alone: bool,
-) -> None:
+async def _publish_topic(sending: _Sending, topic: str, entries: Sequence[LeasedMessage]) -> None:
     try:
-        with anyio.fail_after(timeout_seconds):
-            partitions = sorted(await producer.partitions_for(topic))
+        with anyio.fail_after(sending.timeout_seconds):
+            partitions = sorted(await sending.producer.partitions_for(topic))
     except (KafkaError, OSError) as error:
         for entry in entries:
-            on_result(entry, error)
+            sending.on_result(entry, error)
         return
     by_partition: dict[int, list[LeasedMessage]] = {}
     for entry in entries:
@@ -73,25 +89,18 @@ async def _publish_topic(
         by_partition.setdefault(partition, []).append(entry)
     async with anyio.create_task_group() as group:
         for partition, messages in by_partition.items():
-            group.start_soon(_publish_partition, producer, partition, messages, timeout_seconds, on_result, alone)
+            group.start_soon(_publish_partition, sending, partition, messages)
 
 
-async def _publish_partition(
-    producer: AIOKafkaProducer,
-    partition: int,
-    entries: Sequence[LeasedMessage],
-    timeout_seconds: float,
-    on_result: OnResult,
-    alone: bool,
-) -> None:
+async def _publish_partition(sending: _Sending, partition: int, entries: Sequence[LeasedMessage]) -> None:
     acknowledgements: list[asyncio.Future[object]] = []
     try:
-        with anyio.move_on_after(timeout_seconds * 2):
+        with anyio.move_on_after(sending.timeout_seconds * 2):
             for entry in entries:
                 # One by one, so that the earlier acknowledgements are known after a timeout.
-                acknowledgement = await _send(producer, entry.message, partition)
+                acknowledgement = await _send(sending, entry, partition)
                 acknowledgements.append(acknowledgement)
-                if alone:
+                if sending.alone:
                     await asyncio.wait([acknowledgement])
                 if _blocks_later_messages(acknowledgement):
                     break  # each later message would wait as long as this message
@@ -101,23 +110,24 @@ async def _publish_partition(
                     await asyncio.wait([acknowledgement])
         for entry, acknowledgement in zip_longest(entries, acknowledgements):
             if acknowledgement is None or not acknowledgement.done() or acknowledgement.cancelled():
-                on_result(entry, TimeoutError("no acknowledgement in time"))
+                sending.on_result(entry, TimeoutError("no acknowledgement in time"))
             else:
-                on_result(entry, acknowledgement.exception())
+                sending.on_result(entry, acknowledgement.exception())
     finally:
         for acknowledgement in acknowledgements:
             # Without this, asyncio logs that the exception was never retrieved.
             acknowledgement.add_done_callback(_retrieve_exception)
 
 
-async def _send(producer: AIOKafkaProducer, message: OutboundMessage, partition: int) -> asyncio.Future[object]:
+async def _send(sending: _Sending, entry: LeasedMessage, partition: int) -> asyncio.Future[object]:
     """Give a message to the producer.
 
     :returns: the future acknowledgement; already failed if the producer did not accept the message.
     """
+    message, headers = entry.message, list(sending.headers_of(entry))
     try:
-        future: asyncio.Future[object] = await producer.send(
-            message.topic, message.value, message.key, partition, headers=list(message.headers)
+        future: asyncio.Future[object] = await sending.producer.send(
+            message.topic, message.value, message.key, partition, headers=headers
         )
     except (KafkaError, OSError) as error:
         future = asyncio.get_running_loop().create_future()

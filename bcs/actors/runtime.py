@@ -10,6 +10,7 @@ from uuid import UUID
 from bcs.config.settings import Settings
 from bcs.kafka.clients import KafkaClients
 from bcs.observability.telemetry import Telemetry
+from bcs.observability.tracing import NO_TRACER, Tracer
 from bcs.observability.waits import Waits
 
 
@@ -29,3 +30,4 @@ class Runtime:
     waits: Waits
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
+    tracer: Tracer = NO_TRACER

@@ -449,6 +449,12 @@ class Settings(CommandSettings):
         1.0, description="how long requests are still accepted after readiness ended"
     )
     metrics_interval_seconds: Seconds = Field(1.0, description="the time between samples of depths, lag and backlog")
+    tracing: bool = Field(
+        False, description="send spans to a collector, with the extra `tracing`; the `OTEL_…` variables say where"
+    )
+    tracing_flush_seconds: Seconds = Field(
+        2.0, description="how long the end of the service waits for a collector that takes the last spans"
+    )
 
     @property
     def instance(self) -> str:

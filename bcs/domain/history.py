@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from hashlib import blake2b
 from uuid import UUID
 
@@ -39,6 +39,7 @@ class FactsRecorded:
     :param position: the message in Kafka; None for facts that came over HTTP.
     :param asked_by: the caller over HTTP; None for a message from Kafka.
     :param reason: an operator's reason for an invalidation; None for other facts.
+    :param traceparent: the span that made the entry, until the archive has stored it; None without tracing.
     """
 
     entry_id: UUID
@@ -52,6 +53,7 @@ class FactsRecorded:
     position: Position | None = None
     asked_by: str | None = None
     reason: str | None = None
+    traceparent: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class PipelineResolved:
     :param registered: whether the batch was registered; None in older entries, which do not have this field.
     :param options: what the caller forced or left out.
     :param definitions: names the definitions that decided; None in older entries.
+    :param traceparent: see `FactsRecorded`.
     """
 
     entry_id: UUID
@@ -100,6 +103,7 @@ class PipelineResolved:
     registered: bool | None = None
     options: ResolveOptions = PLAIN
     definitions: DefinitionsVersion | None = None
+    traceparent: str | None = field(default=None, compare=False)
 
 
 HistoryEntry = FactsRecorded | PipelineResolved

@@ -53,6 +53,7 @@ class Route:
     :param headers: the headers that the caller may send, each with its description.
     :param answer_headers: the headers of an answer that is no problem, each with its description.
     :param leads_to: the calls that take what this call's caller knows, with their parameters.
+    :param span: the name of its spans; None for method and path.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -71,6 +72,7 @@ class Route:
     headers: Mapping[str, str] = field(default_factory=dict)
     answer_headers: Mapping[str, str] = field(default_factory=dict)
     leads_to: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    span: str | None = None
 
     @property
     def resource(self) -> str:

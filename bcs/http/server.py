@@ -28,8 +28,10 @@ from bcs.http.identity import Scope
 from bcs.http.reloaded import Reloaded, keep_fresh
 from bcs.http.routing import Route, served_by
 from bcs.http.tls import ServerTls, TlsTransport
+from bcs.http.tracing import traced
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
+from bcs.observability.tracing import Tracer
 from bcs.supervision import ActorContext
 
 # aiohttp logs a traceback for bytes that are not HTTP, so a port scan would flood the log. RequestGuard catches and
@@ -102,6 +104,7 @@ class HttpServer:
     tls: Reloaded[ServerTls] | None
     handlers: Sequence[object]
     rates: TokenBuckets | None
+    tracer: Tracer
 
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until the actor must stop, then answer all requests on accepted connections."""
@@ -238,6 +241,8 @@ class HttpServer:
                 scope=route.scope,
                 public=route.probe,
             )
+            if not route.probe:
+                guarded = traced(guarded, self.tracer, route)
             expect = _expecting(guard, route.scope, resource.canonical, public=route.probe)
             for accepted in (route.method, "HEAD") if route.method == "GET" else (route.method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)

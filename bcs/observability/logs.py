@@ -14,6 +14,7 @@ from bcs.config.settings import Environment, Settings
 from bcs.observability.log_sums import LogSums
 from bcs.observability.log_writer import LogWriter
 from bcs.observability.telemetry import LOG_RECORDS_DROPPED
+from bcs.observability.tracing import name_span
 
 log = structlog.stdlib.get_logger("bcs.logs")
 
@@ -35,6 +36,7 @@ def configure_logging(settings: Settings) -> None:
     shared: list[structlog.typing.Processor] = [
         name_instance,
         structlog.contextvars.merge_contextvars,
+        *([name_span] if settings.tracing else []),
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

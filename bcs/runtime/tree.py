@@ -52,6 +52,8 @@ from bcs.kafka.clients import KafkaClients
 from bcs.kafka.lag_age import IntakeLag
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.telemetry import Telemetry
+from bcs.observability.tracer_factory import open_tracer
+from bcs.observability.tracing import Tracer
 from bcs.observability.tree_observer import TreeObserver, count_restarts_from_zero
 from bcs.observability.waits import Waits
 from bcs.runtime.archive import FIRST_PROBES, ArchiveParts, archive_parts
@@ -95,6 +97,8 @@ class Service:
     :param definitions: the pipelines.
     :param now: wall-clock time.
     :param gave_up: called when the root of the tree gives up, before everything is stopped.
+    :param tracer: begins the spans; None for that of the settings.
+    :raises TracingUnavailable: tracing is on, and its packages are missing.
     :raises AddressUnavailable: the HTTP address is not available.
     :raises InvalidSettings: a file of callers or certificates can't be used.
     """
@@ -106,8 +110,10 @@ class Service:
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         gave_up: Callable[[], None] = lambda: None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.settings = settings
+        self._tracer = tracer or open_tracer(settings)
         self.telemetry = Telemetry()
         self.kafka = KafkaStatus(from_earliest=settings.kafka_auto_offset_reset == "earliest")
         self.kafka.servers = settings.kafka_bootstrap_servers
@@ -119,6 +125,7 @@ class Service:
             waits=self.waits,
             now=now,
             new_id=uuid.uuid4,
+            tracer=self._tracer,
         )
         self._gave_up = gave_up
         self.definitions = ActiveDefinitions(definitions, runtime=self._runtime, load=partial(pipelines_of, settings))
@@ -174,6 +181,7 @@ class Service:
             if self.probe_listener is not None:
                 self.probe_listener.close()
             await self.persistence.aclose()
+            await self._tracer.aclose()
 
     def _store_summary(self, batch_id: str, summary: BatchSummary, law: CompletionLaw) -> None:
         # Without room the summary is dropped: another process makes it again.
@@ -247,7 +255,12 @@ class Service:
         clocks = Clocks(
             now=self._runtime.now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
         )
-        decoder = EventDecoder((), max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch)
+        decoder = EventDecoder(
+            (),
+            max_event_bytes=settings.max_event_bytes,
+            max_essays=settings.max_essays_per_batch,
+            reads_traces=self._tracer.enabled,
+        )
         self.definitions.follow(decoder.use_phases)
         events = EventReader(
             decoder=decoder,
@@ -301,7 +314,7 @@ class Service:
             archive=archive,
             outbox=self.outbox,
         )
-        pipelines = PipelineHandlers(resolver, reporter, self.definitions, settings.http_page_bytes)
+        pipelines = PipelineHandlers(resolver, reporter, self.definitions, settings.http_page_bytes, self._tracer)
         health = HealthHandlers(
             settings=settings,
             store=self.store,
@@ -358,7 +371,7 @@ class Service:
                     page_bytes=settings.http_page_bytes,
                     now=self._runtime.now,
                 ),
-                InvalidationHandlers(invalidator, self.definitions),
+                InvalidationHandlers(invalidator, self.definitions, self._tracer),
                 FindingHandlers(
                     definitions=self.definitions,
                     finder=self._finder,
@@ -372,6 +385,7 @@ class Service:
                 DescriptionHandlers(encoded_openapi),
             ],
             rates=self._rates(),
+            tracer=self._tracer,
         )
         # Children stop in reverse order: HTTP answers the accepted requests, the intake commits the offsets of durable
         # events, the batches and the outbox are flushed. One budget bounds the sum, and no child may use all of it.

@@ -20,6 +20,7 @@ from bcs.storage.pace import paced
 from bcs.storage.ports import StateStore
 from bcs.supervision import DynamicSupervisor
 from bcs.usecases.batch_reader import BatchReader
+from bcs.wire.tracing import TraceContext
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
@@ -33,6 +34,7 @@ class InvalidatePhases:
     :param reason: the operator's reason, for the history.
     :param dry_run: True to change nothing.
     :param caller: the caller's name for the history.
+    :param trace: the context of the request.
     """
 
     batch_id: str
@@ -42,6 +44,7 @@ class InvalidatePhases:
     dry_run: bool
     correlation_id: str
     caller: str
+    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,7 @@ class PhaseInvalidator:
             command.caller,
             event_type=INVALIDATED,
             reason=command.reason,
+            trace=command.trace,
         )
         # Each attempt sends the same times, so a second attempt after the actor died changes nothing.
         await ask_with_retry(

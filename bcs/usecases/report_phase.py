@@ -14,6 +14,7 @@ from bcs.storage.ports import StateStore
 from bcs.supervision import DynamicSupervisor
 from bcs.usecases.batch_reader import BatchReader
 from bcs.usecases.new_batches import NewBatches
+from bcs.wire.tracing import TraceContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class ReportPhase:
     :param phase: a phase of the platform or of the configuration.
     :param caller: the caller's name for the history.
     :param quota_of: the caller whose quota a new batch uses.
+    :param trace: the context of the request.
     """
 
     batch_id: str
@@ -31,6 +33,7 @@ class ReportPhase:
     correlation_id: str
     caller: str
     quota_of: str
+    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,7 @@ class PhaseReporter:
         at_us = report_time_us(state, command.phase, now_us=now_us, max_skew_us=self.clocks.max_skew_us)
         del state  # a large state must not stay in memory while the report is stored
         fact = PhaseReported(command.phase, command.outcome, at_us)
-        report = HttpSource(self.runtime.new_id(), command.correlation_id, command.caller)
+        report = HttpSource(self.runtime.new_id(), command.correlation_id, command.caller, trace=command.trace)
         # Each attempt sends the same time, so a second attempt after the actor died changes nothing.
         await ask_with_retry(
             lambda: self.batches.ask(

@@ -37,7 +37,7 @@ from bcs.usecases.explain_pipeline import Explanation, PipelineExplainer
 from bcs.usecases.new_batches import NewBatches
 from bcs.wire.dead_letters.encode import RESOLUTION_FAILED, earlier_failures, failed_resolution
 from bcs.wire.published import Headers, phases_skipped
-from bcs.wire.tracing import Trace
+from bcs.wire.tracing import TraceContext
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
@@ -59,7 +59,7 @@ class ResolvePipeline:
     :param prompt_attached: True if the batch has an essay prompt; None if the caller gives no value.
     :param caller: the caller's name for the history.
     :param quota_of: the caller whose quota a new batch uses.
-    :param trace: the caller's trace; the published announcements belong to it.
+    :param trace: the context of the request; the published announcements belong to its trace. None without one.
     :param options: what the caller forces, leaves out or assumes.
     :param dry_run: True to answer without any effect.
     :param explain: True to explain each phase.
@@ -72,7 +72,7 @@ class ResolvePipeline:
     prompt_attached: bool | None
     caller: str
     quota_of: str
-    trace: Trace
+    trace: TraceContext | None
     options: ResolveOptions = PLAIN
     dry_run: bool = False
     explain: bool = False
@@ -147,6 +147,7 @@ class PipelineResolver:
             self.runtime.now(),
             earlier_failures(original.failures),
             used_fields=original.used_fields(),
+            trace=command.trace,
         )
         entry = entry_about(
             command.batch_id,
@@ -240,6 +241,7 @@ class PipelineResolver:
             registered=resolution.registered,
             options=command.options,
             definitions=resolution.definitions,
+            traceparent=command.trace.traceparent if command.trace else None,
         )
 
 

@@ -13,7 +13,7 @@ from pydantic_core import from_json, to_json
 
 from bcs.wire import topics
 from bcs.wire.documents import PhaseSkippedV1Envelope
-from bcs.wire.tracing import NO_TRACE, Trace
+from bcs.wire.tracing import TraceContext
 
 SERVICE = "batch_conductor_service"
 # Any fixed namespace is good. It must never change, or a repeated request would announce with other event ids.
@@ -101,7 +101,7 @@ def header_bytes(headers: Headers) -> int:
 
 
 def phases_skipped(
-    batch_id: str, phases: Iterable[str], correlation_id: str, now: datetime, trace: Trace = NO_TRACE
+    batch_id: str, phases: Iterable[str], correlation_id: str, now: datetime, trace: TraceContext | None = None
 ) -> tuple[OutboundMessage, ...]:
     """PhaseSkippedV1 for each pruned phase.
 
@@ -109,13 +109,15 @@ def phases_skipped(
 
     :param correlation_id: the request's. Where it is not a UUID, the event carries a UUID that is derived from it,
         because the platform's model accepts only UUIDs.
-    :param trace: the trace context for the envelope's metadata, which is its place on the platform.
+    :param trace: the trace context, for the headers and for the envelope's metadata, its place on the platform.
     """
     when = rfc3339(now)
     return tuple(_phase_skipped(batch_id, phase, correlation_id, when, trace) for phase in phases)
 
 
-def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, trace: Trace) -> OutboundMessage:
+def _phase_skipped(
+    batch_id: str, phase: str, correlation_id: str, when: str, trace: TraceContext | None
+) -> OutboundMessage:
     # The same text as json.dumps() of a list. It must never change, because the event ids depend on it.
     identity = f"[{_quoted(correlation_id)}, {_quoted(batch_id)}, {_quoted(phase)}]"
     correlation_uuid = as_uuid(correlation_id)
@@ -142,10 +144,15 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, tr
                 "event": "batch.phase.skipped",
             },
         },
-        "metadata": {"partition_key": batch_id, **trace},
+        "metadata": {"partition_key": batch_id, **(trace.fields if trace else {})},
     }
     return OutboundMessage(
-        "phase_skipped", topics.PHASE_SKIPPED, batch_id.encode(), to_json(envelope), event_id=event_id
+        "phase_skipped",
+        topics.PHASE_SKIPPED,
+        batch_id.encode(),
+        to_json(envelope),
+        headers=trace.kafka_headers if trace else (),
+        event_id=event_id,
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -132,13 +132,15 @@ class Platform:
         for consumer in (*self._readers.values(), *self._groups.values()):
             await consumer.stop()
 
-    async def send(self, *events: Event) -> list[RecordMetadata]:
+    async def send(self, *events: Event, headers: Sequence[tuple[str, bytes | None]] = ()) -> list[RecordMetadata]:
         """Produce these, and wait until the broker has all of them."""
-        return await self.send_raw(*((event.topic, event.key, event.value) for event in events))
+        return await self.send_raw(*((event.topic, event.key, event.value) for event in events), headers=headers)
 
-    async def send_raw(self, *messages: tuple[str, bytes | None, bytes | None]) -> list[RecordMetadata]:
+    async def send_raw(
+        self, *messages: tuple[str, bytes | None, bytes | None], headers: Sequence[tuple[str, bytes | None]] = ()
+    ) -> list[RecordMetadata]:
         """The same for topic, key and value as they are."""
-        sent = [await self._producer.send(topic, value, key) for topic, key, value in messages]
+        sent = [await self._producer.send(topic, value, key, headers=list(headers)) for topic, key, value in messages]
         taken = list(await asyncio.gather(*sent))
         for where in taken:
             key = (where.topic, where.partition)

@@ -27,7 +27,10 @@ from yarl import URL
 
 from bcs.config.loading import load_settings
 from bcs.config.pipelines import load_pipelines
+from bcs.config.settings import Settings
 from bcs.observability.failpoints import FailPointHook, fail_points
+from bcs.observability.tracer_factory import open_tracer
+from bcs.observability.tracing import Tracer
 from bcs.runtime.tree import Service
 from bcs.supervision import Snapshot
 from tests.support.forked import ForkedProcess
@@ -124,12 +127,17 @@ class RunningService:
 
 @contextmanager
 def service_in_thread(
-    hook: FailPointHook | None = None, now: Callable[[], datetime] = utc_now, /, **overrides: object
+    hook: FailPointHook | None = None,
+    now: Callable[[], datetime] = utc_now,
+    tracer_of: Callable[[Settings], Tracer] = open_tracer,
+    /,
+    **overrides: object,
 ) -> Iterator[RunningService]:
     """Start a service, with settings that stand above those for tests, and stop it in order at the end.
 
     :param hook: makes things go wrong at fail points; called on the service's event loop.
     :param now: the service's clock.
+    :param tracer_of: makes what begins its spans.
     """
     fresh = uuid.uuid4().hex[:12]
     names = {"redis_key_prefix": f"test-{fresh}:", "kafka_consumer_group_id": f"test-{fresh}"}
@@ -137,7 +145,7 @@ def service_in_thread(
     stop = anyio.Event()
 
     async def run(*, task_status: anyio.abc.TaskStatus[Service]) -> bool:
-        service = Service(settings, load_pipelines(None), now=now)
+        service = Service(settings, load_pipelines(None), now=now, tracer=tracer_of(settings))
         with fail_points(hook):
             return await service.run(stop, lambda: task_status.started(service))
 
@@ -154,11 +162,15 @@ def service_in_thread(
 
 @asynccontextmanager
 async def running_service(
-    hook: FailPointHook | None = None, now: Callable[[], datetime] = utc_now, /, **overrides: object
+    hook: FailPointHook | None = None,
+    now: Callable[[], datetime] = utc_now,
+    tracer_of: Callable[[Settings], Tracer] = open_tracer,
+    /,
+    **overrides: object,
 ) -> AsyncIterator[RunningService]:
     """The same, without holding up the caller's event loop, on which proxies may run."""
     with ExitStack() as stack:
-        starting = service_in_thread(hook, now, **overrides)
+        starting = service_in_thread(hook, now, tracer_of, **overrides)
         service = await anyio.to_thread.run_sync(stack.enter_context, starting)
         try:
             yield service

@@ -87,7 +87,8 @@ def test_the_image_has_the_versions_that_the_tests_run_with() -> None:
 def test_the_lock_of_the_image_has_each_dependency_in_a_fitting_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = pins(LOCKS[0])
-    for text in project["dependencies"] + project["optional-dependencies"]["postgres"]:
+    extras = project["optional-dependencies"]
+    for text in project["dependencies"] + extras["postgres"] + extras["tracing"]:
         requirement = Requirement(text)
         if requirement.marker and not requirement.marker.evaluate():
             continue

@@ -14,6 +14,7 @@ import structlog
 from bcs.actors.isolate import isolate
 from bcs.actors.portions import Amount, portions
 from bcs.actors.runtime import Runtime
+from bcs.actors.spans import about_archive
 from bcs.domain.history import HistoryEntry, weight
 from bcs.errors import StoreRefused, StoreUnavailable
 from bcs.storage.ports import Leased
@@ -104,7 +105,9 @@ class Drain:
         late = self._late.get(first.message.entry_id) if len(portion) == 1 else None
         deadline_seconds = self.runtime.settings.archive_drain_deadline_seconds * 2 ** (late.times if late else 0)
         try:
-            await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
+            entries = [entry.message for entry in portion]
+            with self.runtime.tracer.span(about_archive, entries):
+                await self.archive.write(entries, deadline_seconds=deadline_seconds)
         except StoreUnavailable as error:
             if len(portion) > 1:
                 self._amount.was_too_much(sum(map(_weight_of, portion)))

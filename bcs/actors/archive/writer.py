@@ -13,6 +13,7 @@ from bcs.actors.isolate import isolate
 from bcs.actors.messages import WriteEntries
 from bcs.actors.portions import portions
 from bcs.actors.runtime import Runtime
+from bcs.actors.spans import about_archive, queued
 from bcs.domain.history import HistoryEntry, has_facts, weight
 from bcs.errors import BacklogFull, StoreError, StoreRefused, StoreUnavailable
 from bcs.observability.failpoints import FailPoint, hit
@@ -103,12 +104,14 @@ class ArchiveWriter:
 
     async def _make_durable(self, entries: Sequence[HistoryEntry]) -> None:
         await hit(FailPoint.ARCHIVE_RECEIVED, "archive")
-        try:
-            await self.archive.postgres.write(entries)
-        except StoreUnavailable:
-            await self._queue(entries)
-        else:
-            self.runtime.telemetry.archive_written.inc(len(entries))
+        with self.runtime.tracer.span(about_archive, entries) as span:
+            try:
+                await self.archive.postgres.write(entries)
+            except StoreUnavailable:
+                span.set(queued)
+                await self._queue(entries)
+            else:
+                self.runtime.telemetry.archive_written.inc(len(entries))
         await hit(FailPoint.ARCHIVE_WRITTEN, "archive")
 
     async def _queue(self, entries: Sequence[HistoryEntry]) -> None:

@@ -29,6 +29,7 @@ class ErasureHandlers:
             method="DELETE",
             path=f"{BATCHES}/{{id}}",
             name="eraseBatch",
+            span="erase",
             group=Group.BATCHES,
             summary="Erase a batch from the stores, and drop what arrives about it for a time",
             answers={HTTPStatus.OK: answers.BatchErased},

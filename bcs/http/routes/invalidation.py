@@ -21,6 +21,8 @@ from bcs.http.requests import InvalidatedPhases, InvalidBody, InvalidField
 from bcs.http.routes.batches import batch_id_of
 from bcs.http.routes.pipelines import parsed_body
 from bcs.http.routing import BATCH_ID_PARAMETER, OF_PATH, Group, Route, serves
+from bcs.http.tracing import cause_of, span_of
+from bcs.observability.tracing import Tracer
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.invalidate_phases import InvalidatePhases, PhaseInvalidator
 
@@ -37,12 +39,14 @@ class InvalidationHandlers:
 
     invalidator: PhaseInvalidator
     definitions: ActiveDefinitions
+    tracer: Tracer
 
     @serves(
         Route(
             method="POST",
             path=f"{BATCHES}/{{id}}/invalidate",
             name="invalidatePhases",
+            span="invalidate",
             group=Group.PHASES,
             summary="Take completions of a batch back, so that phases run again",
             answers={HTTPStatus.OK: answers.PhasesInvalidated},
@@ -75,6 +79,7 @@ class InvalidationHandlers:
             dry_run=body.dry_run,
             correlation_id=correlation_id_of(request),
             caller=asked_by(request),
+            trace=cause_of(request, span_of(request, self.tracer)),
         )
         try:
             invalidation = await self.invalidator.invalidate(command, rules.law)

@@ -10,6 +10,7 @@ from typing import Literal
 from aiohttp import web
 
 from bcs.domain.facts import Outcome
+from bcs.domain.resolution import Resolution
 from bcs.errors import BcsError, RequestRefused
 from bcs.http import answers
 from bcs.http.bodies import BODY
@@ -42,12 +43,14 @@ from bcs.http.requests import (
     parse_body,
 )
 from bcs.http.routing import OF_BODY, Group, Route, serves
+from bcs.http.tracing import cause_of, span_of
+from bcs.observability.tracing import Attributes, Tracer
 from bcs.storage.pace import paced
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
 from bcs.wire.dead_letters.encode import FAILURES, FIRST_FAILURE
-from bcs.wire.tracing import TRACEPARENT, TRACESTATE, trace_of
+from bcs.wire.tracing import TRACEPARENT, TRACESTATE
 
 DEFINITIONS_ANSWERED = {
     DEFINITIONS_HEADER: "The version of the pipeline file, if it has one, and the hash of its content, with a blank "
@@ -57,7 +60,7 @@ DEFINITIONS_ANSWERED = {
 Explain = bool | Literal["full"]
 
 _TRACE = {
-    TRACEPARENT: "W3C trace context. A valid one goes on into the envelopes of the announcements.",
+    TRACEPARENT: "W3C trace context. A valid one goes on into the announcements.",
     TRACESTATE: "W3C trace context; used only with a valid `traceparent`.",
 }
 
@@ -73,6 +76,7 @@ class PipelineHandlers:
     reporter: PhaseReporter
     definitions: ActiveDefinitions
     page_bytes: int
+    tracer: Tracer
     plain_answers: PipelineAnswers = field(default_factory=PipelineAnswers, init=False)
 
     @serves(
@@ -80,6 +84,7 @@ class PipelineHandlers:
             method="POST",
             path=f"{PIPELINES}/define",
             name="definePipeline",
+            span="resolve",
             group=Group.PIPELINES,
             summary="Say which phases of a pipeline a batch still needs",
             answers={HTTPStatus.OK: ResolvedWithOptions},
@@ -105,6 +110,7 @@ class PipelineHandlers:
         body = parsed.body
         request[CORRELATION_ID], request[BATCH_ID] = body.correlation_id, body.batch_id
         plain = body.plain and not request.query_string
+        span = span_of(request, self.tracer)
         command = ResolvePipeline(
             batch_id=body.batch_id,
             pipeline=body.requested_pipeline,
@@ -112,7 +118,7 @@ class PipelineHandlers:
             prompt_attached=body.batch_metadata.prompt_attached if body.batch_metadata else None,
             caller=asked_by(request),
             quota_of=caller_of(request),
-            trace=trace_of(request.headers),
+            trace=cause_of(request, span),
         )
         explain: Explain = False
         if not plain:
@@ -131,6 +137,7 @@ class PipelineHandlers:
             if fails_again and await self.resolver.store_failure(command, error, _original(request, body)):
                 request[DEAD_LETTER] = "written"
             raise
+        span.set(_about_resolution, resolution, source)
         headers = {DEFINITIONS_HEADER: str(resolution.definitions)}
         if plain:
             return reply_encoded(
@@ -157,6 +164,7 @@ class PipelineHandlers:
             method="POST",
             path="/internal/v1/phases/complete",
             name="completePhase",
+            span="report",
             group=Group.PHASES,
             summary="Report a whole phase of a batch",
             answers={HTTPStatus.OK: answers.PhaseRecorded},
@@ -183,6 +191,7 @@ class PipelineHandlers:
             correlation_id=correlation_id_of(request),
             caller=asked_by(request),
             quota_of=caller_of(request),
+            trace=cause_of(request, span_of(request, self.tracer)),
         )
         await self.reporter.report(command)
         answer: answers.PhaseRecorded = {
@@ -201,6 +210,15 @@ def _explain(request: web.Request, body: DefinePipeline) -> Explain:
     if body.explain is not None:
         return body.explain
     return "full" if asked == "full" else asked == "true"
+
+
+def _about_resolution(resolution: Resolution, source: str) -> Attributes:
+    return {
+        "bcs.pipeline": resolution.pipeline,
+        "bcs.source": source,
+        "bcs.phases.run": [decision.phase for decision in resolution.decisions if decision.runs],
+        "bcs.phases.pruned": list(resolution.pruned),
+    }
 
 
 def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:

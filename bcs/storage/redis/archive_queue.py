@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 import anyio
@@ -185,10 +186,16 @@ class ArchiveStream(RedisQueue[HistoryEntry]):
             self.filled_at = anyio.current_time()
 
     def _fields(self, entry: HistoryEntry) -> list[str | bytes]:
-        return ["entry", encode_entry(entry)]
+        fields: list[str | bytes] = ["entry", encode_entry(entry)]
+        if entry.traceparent is not None:
+            # A field of its own: earlier releases read the first alone.
+            fields += ["traceparent", entry.traceparent]
+        return fields
 
     def _is_about(self, fields: dict[bytes, bytes], batch_id: str) -> bool:
         return is_entry_about(fields.get(b"entry", b""), batch_id)
 
     def _item(self, fields: dict[bytes, bytes]) -> HistoryEntry:
-        return decode_entry(fields[b"entry"])
+        entry = decode_entry(fields[b"entry"])
+        traced = fields.get(b"traceparent")
+        return entry if traced is None else replace(entry, traceparent=traced.decode())

@@ -16,6 +16,7 @@ from bcs.wire import topics
 from bcs.wire.dead_letters import encode as names
 from bcs.wire.dead_letters.encode import DEAD_LETTER_START, original_headers
 from bcs.wire.published import SERVICE, Headers
+from bcs.wire.tracing import TraceContext, trace_in
 
 REPLAY_MARKER_PREFIX = b"replayed:"
 """The prefix of a replay marker's key. The marker is in the partition of its dead letter; like a tombstone, it has no
@@ -59,6 +60,7 @@ class DeadLetter:
     :param failures: how often the original became a dead letter, this time included.
     :param unread: the original could not be read when the dead letter was written; only its position is known.
     :param service: the service that wrote the dead letter; `unknown` where the dead letter does not name one.
+    :param trace: the span that published the dead letter; None without tracing.
     """
 
     position: DeadLetterPosition
@@ -83,6 +85,7 @@ class DeadLetter:
     last_failure: str
     unread: bool
     service: str
+    trace: TraceContext | None
 
     @property
     def is_ours(self) -> bool:
@@ -168,6 +171,7 @@ def read_dead_letter(
             last_failure=given.get(names.LAST_FAILURE, timestamp),
             unread=bool(metadata.get("unread", False)),
             service=_text(document.get("service")) or "unknown",
+            trace=trace_in(headers, names.TRACE),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableDeadLetter(str(position), describe(error)) from None

@@ -26,6 +26,7 @@ from bcs.wire.published import (
     header_bytes,
     rfc3339,
 )
+from bcs.wire.tracing import TraceContext
 
 LARGE_DEAD_LETTER_BYTES = 64 * 1024
 """How much of the original a dead letter keeps when it is too large for the broker."""
@@ -51,12 +52,14 @@ FAILURES = f"{_PREFIX}failures"
 FIRST_FAILURE = f"{_PREFIX}first-failure"
 LAST_FAILURE = f"{_PREFIX}last-failure"
 REPLAYED_FROM = f"{_PREFIX}replayed-from"
+TRACE = f"{_PREFIX}traceparent"
+"""The span of BCS that published a dead letter or replayed its original. A `traceparent` is that of the original."""
 
 OWN_HEADERS = frozenset(
     {
         *(ORIGINAL_TOPIC, ORIGINAL_PARTITION, ORIGINAL_OFFSET, ORIGINAL_TIMESTAMP, ORIGINAL_KEY, BATCH_ID),
         *(REASON, EXCEPTION_CLASS, EXCEPTION_MESSAGE, ATTEMPTS),
-        *(FAILURES, FIRST_FAILURE, LAST_FAILURE, REPLAYED_FROM),
+        *(FAILURES, FIRST_FAILURE, LAST_FAILURE, REPLAYED_FROM, TRACE),
     }
 )
 """The headers that BCS adds; all other headers are the original's."""
@@ -86,6 +89,7 @@ def dead_letter(
     *,
     limit_bytes: int | None = None,
     value_sha256: str | None = None,
+    trace: TraceContext | None = None,
 ) -> OutboundMessage:
     """The dead letter of a consumed message, which keeps the bytes of the message.
 
@@ -99,6 +103,7 @@ def dead_letter(
     :param limit_bytes: the largest message that the broker accepts. A dead letter that would be larger gets the
         truncated value at once, and its original is not copied; None for no limit.
     :param value_sha256: the digest of the original's value, where the caller has computed it already.
+    :param trace: the context of the failure, the same each time this dead letter is made.
     """
     raw = failed.value
     if raw is not None and value_sha256 is None:
@@ -120,7 +125,7 @@ def dead_letter(
     topic = topics.dead_letter_topic(failed.topic)
     truncated, headers = (
         _truncated_value(failed, reason, metadata, now),
-        _headers(failed, reason, detail, now, batch_id),
+        _headers(failed, reason, detail, now, batch_id, trace),
     )
     if truncated is None or limit_bytes is None or failed.size_bytes <= limit_bytes:
         value = _dead_letter_value(
@@ -197,11 +202,13 @@ def failed_resolution(
     earlier: tuple[int, str | None] = (0, None),
     *,
     used_fields: bytes | None = None,
+    trace: TraceContext | None = None,
 ) -> OutboundMessage:
     """The dead letter of a resolution that failed because of BCS, with the request's body as its original envelope.
 
     :param earlier: how often the request failed before, and when first, where it is a replay.
     :param used_fields: the fields of the body that BCS uses, as JSON; replaces a body that is too large for the broker.
+    :param trace: the context of the request.
     """
     metadata = {
         "batch_id": batch_id,
@@ -217,6 +224,7 @@ def failed_resolution(
         ORIGINAL_TOPIC: topics.RESOLUTION,
         BATCH_ID: batch_id,
         **_why(RESOLUTION_FAILED, metadata, earlier, now),
+        **_traced(trace),
     }
     topic = topics.dead_letter_topic(topics.RESOLUTION)
     return OutboundMessage(
@@ -275,7 +283,12 @@ def _written_at_ms(failed: ConsumedMessage) -> int:
 
 
 def _headers(
-    failed: ConsumedMessage, reason: str, detail: Mapping[str, Any], now: datetime, batch_id: str | None
+    failed: ConsumedMessage,
+    reason: str,
+    detail: Mapping[str, Any],
+    now: datetime,
+    batch_id: str | None,
+    trace: TraceContext | None,
 ) -> Headers:
     ours = {
         ORIGINAL_TOPIC: failed.topic,
@@ -284,6 +297,7 @@ def _headers(
         ORIGINAL_TIMESTAMP: str(_written_at_ms(failed)),
         **({} if batch_id is None else {BATCH_ID: batch_id}),
         **_why(reason, detail, earlier_failures(failed.headers), now),
+        **_traced(trace),
     }
     key: Headers = () if failed.key is None else ((ORIGINAL_KEY, failed.key),)
     return (*original_headers(failed.headers), *_encoded(ours), *key)
@@ -300,6 +314,10 @@ def _why(reason: str, detail: Mapping[str, Any], earlier: tuple[int, str | None]
         FIRST_FAILURE: first or rfc3339(now),
         LAST_FAILURE: rfc3339(now),
     }
+
+
+def _traced(trace: TraceContext | None) -> dict[str, str]:
+    return {} if trace is None else {TRACE: trace.traceparent}
 
 
 def _encoded(headers: Mapping[str, str]) -> Headers:
