@@ -18,6 +18,7 @@ from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
+from bcs.http.routes.ui import UiHandlers
 from bcs.http.routing import Route, routes_of
 
 HANDLERS: Final = (
@@ -29,6 +30,7 @@ HANDLERS: Final = (
     BatchHandlers,
     ErasureHandlers,
     ActorHandlers,
+    UiHandlers,
     HealthHandlers,
     DescriptionHandlers,
 )
