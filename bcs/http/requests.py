@@ -21,6 +21,7 @@ from bcs.wire.events import MOST_ID_CHARACTERS, Identifier
 # Headers between `bcs dlq replay` and the service, for a resolution that is replayed.
 FAILURES_HEADER = "X-BCS-Failures"
 FIRST_FAILURE_HEADER = "X-BCS-First-Failure"
+REPLAYED_FROM_HEADER = "X-BCS-Replayed-From"
 DEFINITIONS_HEADER = "X-BCS-Definitions"
 """In the answer to `DefinePipeline`: the version and the hash of the definitions that decided."""
 

@@ -317,6 +317,7 @@ class Service:
             store_name=self.persistence.store_name,
             archive=archive,
             outbox=self.outbox,
+            index=self.persistence.index,
         )
         pipelines = PipelineHandlers(resolver, reporter, self.definitions, settings.http_page_bytes, self._tracer)
         health = HealthHandlers(

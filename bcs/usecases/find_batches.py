@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -150,6 +151,8 @@ class BatchFinder:
                 checked[number] = await self._found(batch, criteria, now_us)
             except BatchErased:
                 checked[number] = None
+                with suppress(StoreError):  # else the next reader removes it
+                    await self.index.forget(batch.place.batch_id)
             except StoreCorrupted as error:
                 checked[number] = error
             except StoreError as error:
