@@ -49,12 +49,16 @@ class MetricsPage:
 
     def render(self) -> bytes:
         """Sample the cheap values now; the other values are the last samples of the metrics actor."""
-        self._sample_now()
+        self.sample(self.snapshot())
         return generate_latest(self.runtime.telemetry.registry)
 
-    def _sample_now(self) -> None:
+    def sample(self, tree: Snapshot) -> None:
+        """Sample what costs little.
+
+        :param tree: the supervision tree now.
+        """
         telemetry = self.runtime.telemetry
-        for path, node in self.snapshot().iter_flat():
+        for path, node in tree.iter_flat():
             if node.kind == "dynamic":
                 telemetry.batch_actors.set(node.total_children)
             elif path.count("/") > 0 or node.mailbox_capacity is None:

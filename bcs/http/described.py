@@ -12,12 +12,14 @@ from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import DescriptionHandlers
+from bcs.http.routes.documentation import DocumentationHandlers
 from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
+from bcs.http.routes.ui import UiHandlers
 from bcs.http.routing import Route, routes_of
 
 HANDLERS: Final = (
@@ -29,8 +31,10 @@ HANDLERS: Final = (
     BatchHandlers,
     ErasureHandlers,
     ActorHandlers,
+    UiHandlers,
     HealthHandlers,
     DescriptionHandlers,
+    DocumentationHandlers,
 )
 """In the order of the description."""
 

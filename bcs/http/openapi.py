@@ -31,7 +31,7 @@ _PROBLEM_JSON = "application/problem+json"
 _SCOPES = {
     Scope.RESOLVE: "ask which phases a batch still needs",
     Scope.REPORT: "report a phase",
-    Scope.READ: "read batches, histories, pipelines and actors",
+    Scope.READ: "read batches, histories, pipelines, actors and the stream of the page",
     Scope.OPERATE: "take completions back, erase batches, reload the pipeline file, kill actors",
 }
 _GROUPS = {
@@ -39,6 +39,7 @@ _GROUPS = {
     Group.PHASES: "Reports about whole phases, and completions that are taken back",
     Group.BATCHES: "What is known of batches, and their histories",
     Group.ACTORS: "The tree of actors",
+    Group.PAGE: "The page that shows the service as it runs; 404 with `BCS_UI=false`",
     Group.HEALTH: "Probes and metrics, which need no token",
     Group.DESCRIPTION: "The description of the API",
 }
@@ -164,7 +165,7 @@ class _Document:
         if route.body:
             media = {"schema": self._schemas[route.body], "example": examples.get("request")}
             operation["requestBody"] = {"required": True, "content": {_JSON: media}}
-        if not route.probe:
+        if not (route.probe or route.public):
             scopes = [route.scope] if route.scope else []
             operation["security"] = [{}, {BEARER: scopes}, {CERTIFICATE: scopes}]
         return operation
@@ -234,7 +235,7 @@ class _Document:
 
 def problems_of(route: Route) -> set[Kind]:
     """All problems that a route can answer with."""
-    callers: tuple[Kind, ...] = () if route.probe else _OF_CALLERS
+    callers: tuple[Kind, ...] = () if route.probe else ("too-many-requests",) if route.public else _OF_CALLERS
     scope: tuple[Kind, ...] = ("forbidden",) if route.scope else ()
     body: tuple[Kind, ...] = _WITH_BODY if route.body else ()
     query: tuple[Kind, ...] = ("invalid-request",) if route.query else ()

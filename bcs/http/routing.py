@@ -32,6 +32,7 @@ class Group(StrEnum):
     PHASES = "phases"
     BATCHES = "batches"
     ACTORS = "actors"
+    PAGE = "page"
     HEALTH = "health"
     DESCRIPTION = "description"
 
@@ -46,6 +47,7 @@ class Route:
     :param problems: the problems of this call, besides those that each call has, and those of a body and a query.
     :param scope: the scope that the caller's token needs; None where any known caller may call.
     :param probe: True for a call that needs no token and has no rate, and that is on the port of the probes.
+    :param public: True for a call that needs no token; unlike a probe it has a rate, and is on the usual port.
     :param body: the type of the request's body.
     :param query: the type of the request's query.
     :param path_parameters: the schema of each parameter in the path.
@@ -65,6 +67,7 @@ class Route:
     problems: Sequence[Kind] = ()
     scope: Scope | None = None
     probe: bool = False
+    public: bool = False
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     path_parameters: Mapping[str, Schema] = field(default_factory=dict)

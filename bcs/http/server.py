@@ -25,6 +25,7 @@ from bcs.http.deadlines import task_deadlines
 from bcs.http.descriptors import most_connections
 from bcs.http.guard import Handler, RequestGuard, not_found, unexpected
 from bcs.http.identity import Scope
+from bcs.http.live_feed import LiveFeed
 from bcs.http.reloaded import Reloaded, keep_fresh
 from bcs.http.routing import Route, served_by
 from bcs.http.tls import ServerTls, TlsTransport
@@ -93,6 +94,7 @@ class HttpServer:
     :param known: the callers; None if everybody may do everything.
     :param tls: for connections to `listener`; None without TLS.
     :param handlers: objects whose methods declare routes; see `routing.py`.
+    :param feed: the snapshots for open pages `/ui`; None without the page.
     :param rates: the rate of each caller; None for no limit.
     """
 
@@ -103,6 +105,7 @@ class HttpServer:
     known: Reloaded[KnownCallers] | None
     tls: Reloaded[ServerTls] | None
     handlers: Sequence[object]
+    feed: LiveFeed | None
     rates: TokenBuckets | None
     tracer: Tracer
 
@@ -124,6 +127,8 @@ class HttpServer:
         async with anyio.create_task_group() as group:
             group.start_soon(callers.clock.run)
             group.start_soon(keep_fresh, [each for each in (self.known, self.tls) if each])
+            if self.feed:
+                group.start_soon(self.feed.run)
             try:
                 await self._serve(context, guard, callers)
             finally:
@@ -142,6 +147,8 @@ class HttpServer:
                 context.ready()
                 await context.wait_stopping()
                 guard.close_after_response()
+                if self.feed:
+                    self.feed.end()  # the pages connect again, to another replica or to the next process
                 # /readyz already answers 503. The load balancer needs this time to notice.
                 await anyio.sleep(self.settings.shutdown_drain_seconds)
                 for port in ports:
@@ -231,17 +238,17 @@ class HttpServer:
         router = application.router
 
         def add(route: Route, handler: Handler) -> None:
-            resource = router.add_resource(route.resource)
+            resource, public = router.add_resource(route.resource), route.probe or route.public
             guarded = guard.wrap(
                 handler,
                 resource.canonical,
                 reads_body=route.body is not None,
                 scope=route.scope,
-                public=route.probe,
+                public=public,
             )
             if not route.probe:
                 guarded = traced(guarded, self.tracer, route)
-            expect = _expecting(guard, route.scope, resource.canonical, public=route.probe)
+            expect = _expecting(guard, route.scope, resource.canonical, public=public)
             for accepted in (route.method, "HEAD") if route.method == "GET" else (route.method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)
             if isinstance(resource, web.PlainResource):

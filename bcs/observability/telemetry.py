@@ -111,6 +111,7 @@ class Telemetry:
             "Bytes of request bodies, and of responses that callers have not read yet.",
             registry=registry,
         )
+        self.ui_streams = Gauge("bcs_ui_streams", "Open pages `/ui`, by their streams.", registry=registry)
         self.http_callers_dropped = Counter(
             "bcs_http_callers_dropped_total",
             "Callers whose connection was closed, by what was waited for: a request, its head, its body, or the "

@@ -34,18 +34,23 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import BatchSummary
 from bcs.domain.token_buckets import TokenBuckets
-from bcs.http.access import callers_of
+from bcs.http.access import Access, callers_of
 from bcs.http.described import encoded_openapi
+from bcs.http.live_documents import LiveDocuments
+from bcs.http.live_feed import LiveFeed
+from bcs.http.page_files import documentation_files, page_files
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import DescriptionHandlers
+from bcs.http.routes.documentation import DocumentationHandlers
 from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.finding import FindingHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.invalidation import InvalidationHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
+from bcs.http.routes.ui import UiHandlers
 from bcs.http.server import AddressUnavailable, HttpServer, open_listener
 from bcs.http.tls import tls_of
 from bcs.kafka.clients import KafkaClients
@@ -340,6 +345,7 @@ class Service:
             clocks=clocks,
             reading=reading,
         )
+        ui = self._ui(page, health) if settings.ui else None
         http = HttpServer(
             settings=settings,
             telemetry=self.telemetry,
@@ -373,7 +379,10 @@ class Service:
                 health,
                 actors,
                 DescriptionHandlers(encoded_openapi),
+                *([ui] if ui else []),
+                *([DocumentationHandlers(documentation_files)] if settings.docs else []),
             ],
+            feed=ui.feed if ui else None,
             rates=self._rates(),
             tracer=self._tracer,
         )
@@ -408,6 +417,28 @@ class Service:
             backoff=self._backoff(),
             observer=TreeObserver(self.telemetry, self._gave_up),
             kill_grace_seconds=self._kill_grace(),
+        )
+
+    def _ui(self, page: MetricsPage, health: HealthHandlers) -> UiHandlers:
+        runtime, began = self._runtime, time.monotonic()
+        documents = LiveDocuments(
+            snapshot=lambda: self.root.snapshot(),
+            sample=page.sample,
+            registry=self.telemetry.registry,
+            health=health,
+            lag=lambda: self.kafka.intake_lag(int(runtime.now().timestamp() * 1000)),
+            now=runtime.now,
+            clock=lambda: time.monotonic() - began,
+        )
+        feed = LiveFeed(documents.encoded, most=self.settings.ui_max_streams, clock=time.monotonic)
+        self.telemetry.ui_streams.set_function(lambda: feed.open_streams)
+        return UiHandlers(
+            settings=self.settings,
+            files=page_files(),
+            feed=feed,
+            access=Access(self._known_callers) if self._known_callers else None,
+            has_archive=self.persistence.archive is not None,
+            process=str(runtime.new_id()),
         )
 
     def _finder(self, law: CompletionLaw) -> BatchFinder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -55,7 +55,7 @@ class ActorHandlers:
     )
     async def show(self, _: web.Request) -> web.Response:
         """GET /internal/v1/actors."""
-        return reply_json(_node("", self.snapshot()))
+        return reply_json(actor_document("", self.snapshot()))
 
     @serves(
         Route(
@@ -92,7 +92,19 @@ class ActorHandlers:
         return reply_json(killed, HTTPStatus.ACCEPTED)
 
 
-def _node(path: str, node: Snapshot) -> answers.Actor:
+def actor_document(
+    path: str,
+    node: Snapshot,
+    *,
+    listed: Callable[[Sequence[Snapshot]], Sequence[Snapshot]] = lambda children: children,
+    most_error_characters: int | None = None,
+) -> answers.Actor:
+    """An actor or a supervisor with all below it.
+
+    :param listed: chooses among the children of a dynamic supervisor.
+    :param most_error_characters: cuts errors off there; None for whole errors.
+    """
+    children = listed(node.children) if node.kind == "dynamic" else node.children
     capacity = node.mailbox_capacity
     mailbox: answers.Mailbox | None = None
     if capacity is not None or node.kind == "dynamic":
@@ -109,9 +121,17 @@ def _node(path: str, node: Snapshot) -> answers.Actor:
         "state": node.state,
         "incarnation": node.incarnation,
         "restarts": node.restarts,
-        "last_error": node.last_error,
+        "last_error": node.last_error and node.last_error[:most_error_characters],
         "busy_seconds": round(node.busy_seconds, 6),
         "mailbox": mailbox,
         "total_children": node.total_children,
-        "children": [_node(f"{path}/{child.name}" if path else child.name, child) for child in node.children],
+        "children": [
+            actor_document(
+                f"{path}/{child.name}" if path else child.name,
+                child,
+                listed=listed,
+                most_error_characters=most_error_characters,
+            )
+            for child in children
+        ],
     }

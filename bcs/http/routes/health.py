@@ -77,6 +77,13 @@ class HealthHandlers:
     async def healthz(self, _: web.Request) -> web.Response:
         """GET /healthz: liveness. The outage of a dependency is no reason to restart this process."""
         tree = self.snapshot()
+        return reply_json(self.document(tree), HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def document(self, tree: Snapshot) -> answers.Health:
+        """The health of this process and of its dependencies, from what is known; no dependency is asked.
+
+        :param tree: the supervision tree now.
+        """
         redis = self._redis()
         servers = f"{self.settings.kafka_bootstrap_servers} (BCS_KAFKA_BOOTSTRAP_SERVERS)"
         problem = self._problem_of_kafka()
@@ -95,7 +102,7 @@ class HealthHandlers:
             status, message = "unhealthy", "an actor ignores its cancellation; the process must be restarted"
         elif away or disturbed or waiting:
             status, message = "degraded", f"problems: {', '.join(away + disturbed + waiting)}"
-        document: answers.Health = {
+        return {
             "service": SERVICE,
             "status": status,
             "message": message,
@@ -111,7 +118,6 @@ class HealthHandlers:
             "waits": waits,
             "environment": self.settings.environment,
         }
-        return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
     @serves(
         Route(
