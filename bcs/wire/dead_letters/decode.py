@@ -60,6 +60,7 @@ class DeadLetter:
     :param failures: how often the original became a dead letter, this time included.
     :param unread: the original could not be read when the dead letter was written; only its position is known.
     :param service: the service that wrote the dead letter; `unknown` where the dead letter does not name one.
+    :param producer: the service that sent the original; None where the original does not name one.
     :param trace: the span that published the dead letter; None without tracing.
     """
 
@@ -85,6 +86,7 @@ class DeadLetter:
     last_failure: str
     unread: bool
     service: str
+    producer: str | None
     trace: TraceContext | None
 
     @property
@@ -171,6 +173,7 @@ def read_dead_letter(
             last_failure=given.get(names.LAST_FAILURE, timestamp),
             unread=bool(metadata.get("unread", False)),
             service=_text(document.get("service")) or "unknown",
+            producer=_text(document["failed_event_envelope"].get("source_service")),
             trace=trace_in(headers, names.TRACE),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
