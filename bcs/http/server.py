@@ -250,8 +250,7 @@ class HttpServer:
                 scope=route.scope,
                 public=public,
             )
-            if not route.probe:
-                guarded = traced(guarded, self.tracer, route)
+            guarded = traced(guarded, self.tracer, route)
             expect = _expecting(guard, route.scope, resource.canonical, public=public)
             for accepted in (route.method, "HEAD") if route.method == "GET" else (route.method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)
