@@ -26,7 +26,7 @@ from bcs.wire.published import phases_skipped
 from benchmarks import keeping
 from benchmarks.pasts import batch_of, told
 from benchmarks.report import Report
-from benchmarks.resolving import ESSAYS
+from benchmarks.resolving import CONNECTIONS, ESSAYS
 from benchmarks.world import Redis, World, built
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_queues import archive_queue, redis_outbox
@@ -71,7 +71,11 @@ async def measured(directory: Path, masters: int, seconds: float, rounds: int, e
         built(directory / "several", events, redis=_redis_of(cluster)) as several,
     ):
         labels = "one server", f"{masters} masters"
-        rows, ratios = await keeping.measured((one, labels[0]), (several, labels[1]), seconds, rounds, events)
+        # A node of a cluster is for as much as one server can do, so as many callers for each node are asked for, too.
+        callers = CONNECTIONS, CONNECTIONS * masters
+        rows, ratios = await keeping.measured(
+            (one, labels[0]), (several, labels[1]), seconds, rounds, events, callers=callers
+        )
         return Report(rows, ratios | await _spread(several, entries))
 
 

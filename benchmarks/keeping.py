@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from statistics import median
 
 from benchmarks import ingesting, resolving
 from benchmarks.measured import Measured, middle
-from benchmarks.resolving import EACH_ITS_OWN, ESSAYS, body
+from benchmarks.resolving import CONNECTIONS, EACH_ITS_OWN, ESSAYS, body
 from benchmarks.world import World
 
 BATCHES = 400
 """Over so many batches questions are spread, and with them over the streams and the nodes of Redis."""
 
 _SPREAD = (("one batch", 1), ("200 batches", 200), ("2000 batches", 2000))
+_ANSWERS = (("warm", "kept-warm"), ("one phase pruned", "kept-pruned"))
 _Measurement = Callable[[World, str, int], Awaitable[Measured]]
 
 
 async def measured(
-    without: tuple[World, str], within: tuple[World, str], seconds: float, rounds: int, events: int
+    without: tuple[World, str],
+    within: tuple[World, str],
+    seconds: float,
+    rounds: int,
+    events: int,
+    *,
+    callers: Sequence[int] = (CONNECTIONS,),
 ) -> tuple[list[Measured], dict[str, float]]:
     """Answers and events, until all that is owed for them is published and on record.
 
     :param without: a world and how it is called; so is `within`.
+    :param callers: how many ask at the same time, for each measurement of answers.
     :returns: the rows, and for each kind of work the median of the rounds' ratios of CPU, `within` to `without`.
     """
 
-    async def asked(world: World, path: str, batch: str) -> Measured:
+    async def asked(world: World, path: str, batch: str, connections: int = CONNECTIONS) -> Measured:
         request = body(f"{batch}-{{number:12}}", EACH_ITS_OWN)
-        return await resolving.measure(world, path, request, seconds, numbers=BATCHES, settle=True)
+        return await resolving.measure(
+            world, path, request, seconds, numbers=BATCHES, settle=True, connections=connections
+        )
 
-    async def warm(world: World, how: str, _turn: int) -> Measured:
-        return await asked(world, f"resolve, warm, {how}", "kept-warm")
+    def answered(kind: str, batch: str, connections: int) -> _Measurement:
+        at_a_time = "" if connections == CONNECTIONS else f"{connections} at a time, "
 
-    async def pruned(world: World, how: str, _turn: int) -> Measured:
-        return await asked(world, f"resolve, one phase pruned, {how}", "kept-pruned")
+        async def measurement(world: World, how: str, _turn: int) -> Measured:
+            return await asked(world, f"resolve, {kind}, {at_a_time}{how}", batch, connections)
+
+        return measurement
 
     def ingested(spread: str, batches: int) -> _Measurement:
         async def measurement(world: World, how: str, turn: int) -> Measured:
@@ -44,7 +56,8 @@ async def measured(
         return measurement
 
     worlds = (without, within)
-    measurements = (warm, pruned, *(ingested(*spread) for spread in _SPREAD))
+    answers = [answered(kind, batch, each) for each in callers for kind, batch in _ANSWERS]
+    measurements = [*answers, *(ingested(*spread) for spread in _SPREAD)]
     rows: list[list[Measured]] = [[] for _ in range(len(measurements) * len(worlds))]
     for world, _ in worlds:
         await world.know_many("kept-warm", BATCHES, ESSAYS)

@@ -39,6 +39,7 @@ async def measure(
     server: Server | None = None,
     settle: bool = False,
     token: str = "",
+    connections: int = CONNECTIONS,
 ) -> Measured:
     """Ask the same thing again and again, at full speed.
 
@@ -46,8 +47,9 @@ async def measure(
     :param server: whom to ask; the service where it is None.
     :param settle: what is left to do after the answers counts too.
     :param token: of the caller; empty for none.
+    :param connections: how many callers ask at the same time.
     """
-    order = Order(server.port if server else world.port, asked, CONNECTIONS, seconds, numbers, token=token)
+    order = Order(server.port if server else world.port, asked, connections, seconds, numbers, token=token)
     return await ask(world, path, order, server=server, settle=settle)
 
 
