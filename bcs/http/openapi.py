@@ -31,14 +31,15 @@ _PROBLEM_JSON = "application/problem+json"
 _SCOPES = {
     Scope.RESOLVE: "ask which phases a batch still needs",
     Scope.REPORT: "report a phase",
-    Scope.READ: "read batches, histories, pipelines, actors and the stream of the page",
-    Scope.OPERATE: "take completions back, erase batches, reload the pipeline file, kill actors",
+    Scope.READ: "read batches, histories, pipelines, dead letters, actors and the stream of the page",
+    Scope.OPERATE: "take completions back, erase batches, replay dead letters, reload the pipeline file, kill actors",
 }
 _GROUPS = {
     Group.PIPELINES: "Which phases of a pipeline a batch still needs, and why",
     Group.PHASES: "Reports about whole phases, and completions that are taken back",
     Group.BATCHES: "What is known of batches, and their histories",
     Group.ACTORS: "The tree of actors",
+    Group.DEAD_LETTERS: "Messages and requests that could not be processed",
     Group.PAGE: "The page that shows the service as it runs; 404 with `BCS_UI=false`",
     Group.HEALTH: "Probes and metrics, which need no token",
     Group.DESCRIPTION: "The description of the API",

@@ -32,6 +32,7 @@ class Group(StrEnum):
     PHASES = "phases"
     BATCHES = "batches"
     ACTORS = "actors"
+    DEAD_LETTERS = "dead letters"
     PAGE = "page"
     HEALTH = "health"
     DESCRIPTION = "description"

@@ -41,6 +41,7 @@ from bcs.http.live_feed import LiveFeed
 from bcs.http.page_files import page_files
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.dead_letters import DeadLetterHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import DescriptionHandlers
 from bcs.http.routes.erasures import ErasureHandlers
@@ -59,6 +60,7 @@ from bcs.observability.tracer_factory import open_tracer
 from bcs.observability.tracing import Tracer
 from bcs.observability.tree_observer import TreeObserver, count_restarts_from_zero
 from bcs.observability.waits import Waits
+from bcs.ops.dlq.desk import ThreadedDesk
 from bcs.runtime.archive import FIRST_PROBES, ArchiveParts, archive_parts
 from bcs.storage.factory import open_persistence
 from bcs.storage.ports import POSTGRESQL
@@ -379,6 +381,8 @@ class Service:
                 health,
                 actors,
                 DescriptionHandlers(encoded_openapi),
+                # A call must end before its request is given up, to say what became of it.
+                DeadLetterHandlers(ThreadedDesk(settings, 0.8 * settings.request_deadline_seconds), pipelines),
                 *([ui] if ui else []),
             ],
             feed=ui.feed if ui else None,

@@ -11,13 +11,12 @@ alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import aiohttp
 import anyio
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from bcs.config.settings import Settings
@@ -25,7 +24,7 @@ from bcs.errors import DeadLetterError, KafkaUnavailable, ReplayFailed
 from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
 from bcs.kafka.clients import KafkaClients
-from bcs.ops.dlq.originals import Original, original_of, republish, republish_alone, resolve_again
+from bcs.ops.dlq.originals import Original, original_of, republish, republish_alone
 from bcs.ops.dlq.reading import DeadLetterReader, dead_letter_of, kafka_answers, position_of
 from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, replay_marker_key
 
@@ -64,7 +63,7 @@ class Replayer:
 
     :param dead_letters: reads the dead letters.
     :param source: reads originals that a dead letter does not contain.
-    :param url: the URL of the running service, for failed resolutions.
+    :param resolve: asks the service again for a failed resolution, with its original; raises `ReplayFailed`.
     :param rate: how many dead letters in a second at most; None for no limit.
     :param notify: called with the result of each dead letter.
     """
@@ -74,9 +73,8 @@ class Replayer:
         dead_letters: DeadLetterReader,
         source: DeadLetterReader,
         producer: AIOKafkaProducer,
-        session: aiohttp.ClientSession,
         *,
-        url: str,
+        resolve: Callable[[DeadLetter, Original], Awaitable[None]],
         rate: float | None,
         settings: Settings,
         notify: Callable[[Replayed], None],
@@ -84,8 +82,7 @@ class Replayer:
         self._dead_letters = dead_letters
         self._source = source
         self._producer = producer
-        self._session = session
-        self._url = url
+        self._resolve = resolve
         self._rate = rate
         self._notify = notify
         self._settings = settings
@@ -103,7 +100,11 @@ class Replayer:
         group: list[DeadLetter] = []
         size, most = 0, _GROUP if self._rate is None else min(_GROUP, max(1, int(self._rate)))
         left = len(wanted)
-        async for record in self._dead_letters.records({position.topic for position in wanted}):
+        since: dict[TopicPartition, int] = {}
+        for each in wanted:
+            key = TopicPartition(each.topic, each.partition)
+            since[key] = min(each.offset, since.get(key, each.offset))
+        async for record in self._dead_letters.records({key.topic for key in since}, since):
             if position_of(record) not in wanted:
                 continue
             dead_letter = dead_letter_of(record)
@@ -160,7 +161,7 @@ class Replayer:
             raise ReplayFailed(str(dead_letter.position), self._unwritable[dead_letter.source_topic])
         original = await original_of(dead_letter, self._source)
         if dead_letter.is_resolution:
-            await resolve_again(self._session, self._url, dead_letter, original)
+            await self._resolve(dead_letter, original)
             return _Sent(dead_letter, original, None)
         try:
             return _Sent(dead_letter, original, await republish(self._producer, dead_letter, original))
