@@ -11,7 +11,8 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from bcs.observability.telemetry import Telemetry
@@ -86,19 +87,24 @@ def replaced_in(identifier: str) -> list[str]:
     return [word for word in text.split("_") if word.removesuffix("s") in REPLACED or word in REPLACED]
 
 
-def identifiers() -> Iterator[tuple[str, Path]]:
-    """All names in the source, each with a file that uses it."""
+@cache
+def identifiers() -> Mapping[str, Path]:
+    """All names in the source, each with the first file that uses it."""
+    found: dict[str, Path] = {}
     for file in sorted(ROOT.rglob("*.py")):
         with tokenize.open(file) as source:
             tokens = tokenize.generate_tokens(io.StringIO(source.read()).readline)
-            yield from ((token.string, file) for token in tokens if token.type == tokenize.NAME)
+            for token in tokens:
+                if token.type == tokenize.NAME:
+                    found.setdefault(token.string, file)
+    return found
 
 
 def findings() -> dict[str, str]:
     """What still uses a replaced word, and what should stand there."""
     found: dict[str, str] = {}
-    for name, file in identifiers():
-        if name not in KEPT and name not in found and (words := replaced_in(name)):
+    for name, file in identifiers().items():
+        if name not in KEPT and (words := replaced_in(name)):
             found[name] = f"{_instead_of(words)} ({file.relative_to(ROOT)})"
     for fact in [*facts_of_log_events(ROOT), *facts_of_metrics(Telemetry().registry)]:
         text = re.sub(r"dead[ _-]letters?", "", fact.lower())

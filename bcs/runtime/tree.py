@@ -38,12 +38,13 @@ from bcs.http.access import Access, callers_of
 from bcs.http.described import encoded_openapi
 from bcs.http.live_documents import LiveDocuments
 from bcs.http.live_feed import LiveFeed
-from bcs.http.page_files import page_files
+from bcs.http.page_files import documentation_files, page_files
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.dead_letters import DeadLetterHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import DescriptionHandlers
+from bcs.http.routes.documentation import DocumentationHandlers
 from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.finding import FindingHandlers
@@ -384,6 +385,7 @@ class Service:
                 # A call must end before its request is given up, to say what became of it.
                 DeadLetterHandlers(ThreadedDesk(settings, 0.8 * settings.request_deadline_seconds), pipelines),
                 *([ui] if ui else []),
+                *([DocumentationHandlers(documentation_files)] if settings.docs else []),
             ],
             feed=ui.feed if ui else None,
             rates=self._rates(),

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
@@ -18,7 +18,7 @@ from bcs.devtools.servers.embedded import free_port
 from bcs.wire import topics
 from tests.support.commands import bcs
 from tests.support.events import registered, spellchecked
-from tests.support.kafka import Platform, platform_broker, uuids, values
+from tests.support.kafka import Platform, uuids, values
 from tests.support.ports import held_port
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
@@ -27,12 +27,6 @@ pytestmark = pytest.mark.anyio
 
 BUDGET_SECONDS = 8.0
 BROKEN = 50
-
-
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
 
 
 @pytest.fixture
@@ -116,12 +110,12 @@ async def test_with_the_state_in_memory_no_redis_is_needed(tmp_path: Path, prefi
             assert await orchestrator.to_run(prefix) == ["ai_feedback"]
             health = (await orchestrator.get("/healthz")).json
         assert health["dependencies"]["redis"]["status"] == "not_configured"
-        healthcheck = BcsProcess(tmp_path / "probe", "healthcheck", BCS_HTTP_PORT=process.environment["BCS_HTTP_PORT"])
-        with healthcheck:
+        port = process.environment["BCS_HTTP_PORT"]
+        with BcsProcess(tmp_path / "probe", "healthcheck", BCS_HTTP_PORT=port, forked=False) as healthcheck:
             assert await healthcheck.ended() == 0
         process.signal(signal.SIGINT)
         assert await process.ended() == 0
-    with BcsProcess(tmp_path / "probe", "healthcheck", BCS_HTTP_PORT=process.environment["BCS_HTTP_PORT"]) as probe:
+    with BcsProcess(tmp_path / "probe", "healthcheck", BCS_HTTP_PORT=port) as probe:
         assert await probe.ended() == 1
     assert "Traceback" not in probe.log.read_text()
 
@@ -143,7 +137,7 @@ async def test_in_production_every_line_of_the_log_is_json(
     tmp_path: Path, redis_url: str, kafka_bootstrap_servers: str, platform: Platform, prefix: str
 ) -> None:
     environment = {"BCS_ENVIRONMENT": "production", "BCS_HTTP_ACCESS_LOG": "true"}
-    with serve(tmp_path, redis_url, kafka_bootstrap_servers, **environment, forked=False) as process:
+    with serve(tmp_path, redis_url, kafka_bootstrap_servers, **environment) as process:
         await process.answers()
         async with Orchestrator(process.base) as orchestrator:
             await orchestrator.define(prefix, correlation_id="the-request")
@@ -239,9 +233,7 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
 ) -> None:
     essays = [f"essay-{number}" for number in range(600)]
     batches = [f"{prefix}-events-{number}" for number in range(3)]
-    first = serve(
-        tmp_path / "first", redis_url, kafka_bootstrap_servers, BCS_SHUTDOWN_SECONDS=BUDGET_SECONDS, forked=False
-    )
+    first = serve(tmp_path / "first", redis_url, kafka_bootstrap_servers, BCS_SHUTDOWN_SECONDS=BUDGET_SECONDS)
     group = first.environment["BCS_KAFKA_CONSUMER_GROUP_ID"]
     with first:
         await first.answers()
@@ -261,7 +253,7 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
     assert callers.statuses <= {200, 503}
     assert callers.refused == len(workers), "every other request was answered"
     names = {name: first.environment[name] for name in ("BCS_REDIS_KEY_PREFIX", "BCS_KAFKA_CONSUMER_GROUP_ID")}
-    with serve(tmp_path / "second", redis_url, kafka_bootstrap_servers, **names, forked=False) as second:
+    with serve(tmp_path / "second", redis_url, kafka_bootstrap_servers, **names) as second:
         await second.answers()
         await wait_until(lambda: platform.caught_up(group))
         async with Orchestrator(second.base, keep_alive=True) as orchestrator:
@@ -276,7 +268,7 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
 async def test_a_second_signal_stops_at_once(
     tmp_path: Path, redis_url: str, kafka_bootstrap_servers: str, prefix: str
 ) -> None:
-    with serve(tmp_path, redis_url, kafka_bootstrap_servers, BCS_HTTP_BODY_SECONDS=15, forked=False) as process:
+    with serve(tmp_path, redis_url, kafka_bootstrap_servers, BCS_HTTP_BODY_SECONDS=15) as process:
         await process.answers()
         reader, writer = await asyncio.open_connection("127.0.0.1", int(process.environment["BCS_HTTP_PORT"]))
         # A request whose body never comes would hold up the stop until its time is up.

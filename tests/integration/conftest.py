@@ -1,4 +1,4 @@
-"""Shared fixtures: a broker with the platform's topics, a service, its callers, and the stores."""
+"""Shared fixtures: a service, its callers, and the stores."""
 
 from __future__ import annotations
 
@@ -34,27 +34,21 @@ def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSer
         yield server
 
 
-@pytest.fixture(scope="session")
-def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
-    """A service with the usual settings, which the tests of a worker share: use batches of your own, see `batch`.
-
-    What is killed, needs settings of its own, or counts all that the service ever did, has an `own_service`; that and
-    `module_kafka` take the names `service` and `kafka_bootstrap_servers` in such a module.
-    """
-    with service_in_thread(redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers) as running:
-        yield running
-
-
 @pytest.fixture(scope="module")
 def service_settings() -> dict[str, object]:
-    """The module's settings for `own_service` that differ from the usual ones."""
+    """The module's settings for `service` that differ from the usual ones."""
     return {}
 
 
 @pytest.fixture(scope="module")
-def own_service(redis_url: str, module_kafka: str, service_settings: dict[str, object]) -> Iterator[RunningService]:
-    """A service of the module's own, on a broker of its own."""
-    usual = {"redis_url": redis_url, "kafka_bootstrap_servers": module_kafka}
+def service(
+    redis_url: str, kafka_bootstrap_servers: str, service_settings: dict[str, object]
+) -> Iterator[RunningService]:
+    """A service that the tests of a module share: use batches of your own, see `batch`.
+
+    It ends with the module: it starts in a tenth of a second, and an idle one takes a tenth of a core, with its broker.
+    """
+    usual = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
     with service_in_thread(**{**usual, **service_settings}) as running:
         yield running
 

@@ -25,16 +25,6 @@ BATCHES, WORKERS = 10, 5
 ROUNDS = 4  # of events and of each worker's requests, before the kill and at least as many after it
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
-@pytest.fixture(scope="module")
-def service(own_service: RunningService) -> RunningService:
-    return own_service
-
-
 @dataclass
 class Traffic:
     """Events and requests about some batches, and their results."""

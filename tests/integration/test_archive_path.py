@@ -28,16 +28,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
-@pytest.fixture(scope="module")
-def service(own_service: RunningService) -> RunningService:
-    return own_service
-
-
-@pytest.fixture(scope="module")
 def service_settings(own_valkey: EmbeddedServer, module_database_url: str) -> dict[str, object]:
     return {
         "redis_url": f"redis://{own_valkey.address}",

@@ -36,11 +36,6 @@ async def tables(url: str) -> list[str]:
         await connection.close()
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
 async def test_an_empty_database_is_upgraded_once(database_url: str) -> None:
     ran = await bcs("db", "upgrade", BCS_DATABASE_URL=database_url)
     assert (ran.exit_code, ran.output) == (0, f"The schema is upgraded from nothing to version {HEAD}.\n")

@@ -52,16 +52,6 @@ REQUIRED_FIELD = {
 
 
 @pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
-@pytest.fixture(scope="module")
-def service(own_service: RunningService) -> RunningService:
-    return own_service
-
-
-@pytest.fixture(scope="module")
 def service_settings() -> dict[str, object]:
     return {"kafka_max_message_bytes": MAX_MESSAGE_BYTES}
 

@@ -35,7 +35,7 @@ NAMES = Names(
 
 @pytest.fixture(scope="module")
 def routes() -> set[tuple[str, str]]:
-    """The method and path of each route of `own_service`; filled by it."""
+    """The method and path of each route of `service`; filled by it."""
     return set()
 
 

@@ -23,11 +23,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
 
 @pytest.fixture
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
-@pytest.fixture
 async def documented_redis_url(own_valkey: EmbeddedServer) -> AsyncIterator[str]:
     """A Redis whose only user has the rights of the document."""
     async with Redis.from_url(f"redis://{own_valkey.address}", single_connection_client=True) as control:

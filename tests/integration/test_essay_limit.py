@@ -30,16 +30,6 @@ KNOWN = ["a", "b", "c"]
 
 
 @pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
-@pytest.fixture(scope="module")
-def service(own_service: RunningService) -> RunningService:
-    return own_service
-
-
-@pytest.fixture(scope="module")
 def service_settings(module_database_url: str) -> dict[str, object]:
     return {
         "max_essays_per_batch": MOST,

@@ -26,16 +26,6 @@ LARGE = [f"essay-{number:03}" for number in range(300)]  # the summary of such a
 
 
 @pytest.fixture(scope="module")
-def service(own_service: RunningService) -> RunningService:
-    return own_service
-
-
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
-@pytest.fixture(scope="module")
 def service_settings(module_database_url: str) -> dict[str, object]:
     return {"database_url": module_database_url, "database_first_probe_seconds": 10.0}
 

@@ -25,11 +25,6 @@ GOOD = {"batch_id": "batch", "requested_pipeline": "ai_feedback", "correlation_i
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module")
-def service(own_service: RunningService) -> RunningService:
-    return own_service
-
-
 @pytest.fixture(scope="module", params=["memory", "valkey"])
 def service_settings(request: pytest.FixtureRequest) -> dict[str, object]:
     if request.param == "memory":

@@ -26,11 +26,6 @@ BOMB = gzip.compress(b" " * 50_000_000)
 
 
 @pytest.fixture(scope="module")
-def service(own_service: RunningService) -> RunningService:
-    return own_service
-
-
-@pytest.fixture(scope="module")
 def service_settings() -> dict[str, object]:
     return {"use_mock_repository": True, "kafka_bootstrap_servers": "127.0.0.1:1"}
 

@@ -6,16 +6,11 @@ import re
 
 import pytest
 
-from tests.support.service import COMPLETE, DEFINE, Orchestrator, RunningService, running_service
+from tests.support.service import COMPLETE, DEFINE, Orchestrator, running_service
 
 pytestmark = pytest.mark.anyio
 
 GOOD = {"batch_id": "batch", "requested_pipeline": "ai_feedback", "correlation_id": "550e8400-e29b"}
-
-
-@pytest.fixture(scope="module")
-def service(own_service: RunningService) -> RunningService:
-    return own_service
 
 
 @pytest.fixture(scope="module")

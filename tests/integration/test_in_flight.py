@@ -24,11 +24,6 @@ KILLS = 2
 POLLS = 4  # each may give MAX_POLL: with so many it has read what it can
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
 class CountingConsumer(IsolatingConsumer):
     """Counts the polls of those that have partitions to read, and the messages that they give by their keys."""
 

@@ -23,11 +23,6 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
 @asynccontextmanager
 async def another_member(kafka: str, group: str) -> AsyncIterator[AIOKafkaConsumer]:
     """A member of the group that only heartbeats and takes its share of the partitions."""

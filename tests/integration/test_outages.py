@@ -31,11 +31,6 @@ QUICK_STORE = {
 BOTH = ["spellcheck", "ai_feedback"]
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
 async def health(orchestrator: Orchestrator) -> tuple[str, str, str]:
     """The status of the service, of Redis and of Kafka; liveness must be given whatever is away."""
     answer = await orchestrator.get("/healthz")

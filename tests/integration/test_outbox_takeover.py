@@ -25,11 +25,6 @@ FRESH = 1000  # at least so many wait at any time
 LIMIT = 100_000
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
 @pytest.fixture
 def replica(gateway: RedisGateway, redis_key_prefix: str) -> Callable[[str], RedisOutbox]:
     return lambda name: redis_outbox(gateway, redis_key_prefix, consumer=name, limit=LIMIT)

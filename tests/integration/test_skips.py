@@ -26,11 +26,6 @@ pytestmark = pytest.mark.anyio
 TOPIC = topics.SPELLCHECK_COMPLETED
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
 @pytest.fixture
 def skips(gateway: RedisGateway, redis_key_prefix: str) -> RedisSkips:
     return RedisSkips(gateway, key_prefix=redis_key_prefix)

@@ -19,11 +19,6 @@ pytestmark = pytest.mark.anyio
 BATCHES, CONNECTIONS, REPLY_SECONDS, HANG_SECONDS, DEADLINE_SECONDS = 30, 4, 0.05, 1.5, 5.0
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
 @pytest.mark.release
 async def test_waiting_in_line_for_a_slow_redis_is_no_hang(
     kafka_bootstrap_servers: str, private_valkey: EmbeddedServer

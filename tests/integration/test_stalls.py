@@ -22,16 +22,6 @@ PHASES = ("spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching
 ESSAYS = [f"essay-{number:08}-abcdefgh" for number in range(MOST)]
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
-@pytest.fixture(scope="module")
-def service(own_service: RunningService) -> RunningService:
-    return own_service
-
-
 def invalid_ids(batch: str) -> Iterator[Event]:
     """Sixteen of 0.95 MB, each with 475,000 numbers for ids."""
     for number in range(16):

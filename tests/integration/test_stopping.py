@@ -23,11 +23,6 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
 @asynccontextmanager
 async def stopping_within(seconds: float, **settings: object) -> AsyncIterator[RunningService]:
     """A service whose stop, at the end, must be in order and in time."""

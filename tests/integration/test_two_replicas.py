@@ -49,11 +49,6 @@ def history(seed: int) -> tuple[list[Event], Model]:
     return events, model
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(module_kafka: str) -> str:
-    return module_kafka
-
-
 async def test_a_replica_that_comes_and_goes_takes_nothing_with_it(
     kafka_bootstrap_servers: str, redis_url: str, redis_key_prefix: str
 ) -> None:

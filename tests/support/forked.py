@@ -107,4 +107,4 @@ def _modules() -> list[str]:
 
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(_modules())
+_CONTEXT.set_forkserver_preload([*_modules(), "tests.support.preloaded"])

@@ -259,8 +259,8 @@ class Orchestrator:
 class BcsProcess:
     """``bcs`` with some arguments as a process of its own; its outputs go to files in ``directory``.
 
-    :param forked: true: from a process that has imported everything; else the installed command is started. An object
-        to mypy, as the settings beside it are.
+    :param forked: true: from a process that has imported everything, as at a commit; else the installed command is
+        started, which takes more than a second of CPU. An object to mypy, as the settings beside it are.
     :param command: the words of what runs instead of the installed command; an object for the same reason.
     :param environment: `BCS_*` variables; of this process's own environment it gets none of them.
     """
@@ -271,7 +271,7 @@ class BcsProcess:
         self,
         directory: Path,
         *arguments: str,
-        forked: object = False,
+        forked: object = not IN_FULL,
         command: object = (),
         **environment: object,
     ) -> None:
@@ -281,7 +281,7 @@ class BcsProcess:
         variables = {**inherited, "PYTHONWARNINGS": "error", **self.environment}
         self.output, self.log = directory / "stdout", directory / "stderr"
         with self.output.open("wb") as output, self.log.open("wb") as log:
-            if forked:
+            if forked and not command:
                 self.process = ForkedProcess(
                     arguments, variables, stdin=Path(os.devnull), stdout=self.output, stderr=self.log
                 )

@@ -1,4 +1,4 @@
-"""Waiting for a condition, the only place of the suite that sleeps."""
+"""Waiting for a condition."""
 
 import inspect
 import time
@@ -11,7 +11,9 @@ T = TypeVar("T")
 
 # So long that it only ever tells that something hangs: a machine that has much to do may take many seconds.
 PATIENCE_SECONDS = 60.0
-_POLL_SECONDS = 0.01
+# A condition is often a request to a service, which takes milliseconds: what takes longer is asked for less often.
+_SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.01, 0.05
+_POLL_OF_WAITED = 0.1
 
 
 @overload
@@ -43,7 +45,7 @@ async def wait_until(
     ``AssertionError`` tells the description and the last answer.
     """
     last: object = "no answer"
-    deadline = time.monotonic() + timeout_seconds
+    began = time.monotonic()
     with anyio.move_on_after(timeout_seconds):
         while True:
             try:
@@ -55,10 +57,12 @@ async def wait_until(
                 if value:
                     return value
                 last = value
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > timeout_seconds:
                 break
             # An event would be better than polling, but what is observed here lives outside of this process.
-            await anyio.sleep(_POLL_SECONDS)
+            pause = min(waited * _POLL_OF_WAITED, _LONGEST_POLL_SECONDS)
+            await anyio.sleep(max(pause, _SHORTEST_POLL_SECONDS))
     raise AssertionError(f"not within {timeout_seconds} s: {description or _source(condition)}; last: {last!r}")
 
 

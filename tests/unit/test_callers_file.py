@@ -77,7 +77,7 @@ def test_a_wrong_file_is_refused_with_its_line_and_without_its_text(text: str, l
         assert secret not in refused.value.cause
 
 
-@pytest.mark.parametrize("text", ["a: !!bool x", 'a: !!int ""', "a: 2026-99-99", "[" * 5000])
+@pytest.mark.parametrize("text", ["a: !!bool x", 'a: !!int ""', "a: 2026-99-99", "[" * 1000])
 def test_a_file_that_pyyaml_fails_on_is_refused(text: str) -> None:
     with pytest.raises(CallersFileUnusable, match="not valid YAML"):
         parse_callers(text)

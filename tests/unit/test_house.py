@@ -31,9 +31,17 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-def imports(tree: ast.Module, names: set[str]) -> Iterator[str]:
-    """The modules of ours that a module imports, also those that only a type checker sees."""
-    for node in ast.walk(tree):
+def statements(within: ast.AST) -> Iterator[ast.AST]:
+    """All statements, without their expressions: these are most of a tree, and import nothing."""
+    for node in ast.iter_child_nodes(within):
+        if isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+            yield node
+            yield from statements(node)
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """The modules that a module imports, also those that only a type checker sees."""
+    for node in statements(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
             yield node.module
@@ -52,7 +60,7 @@ def test_modules_form_no_circles() -> None:
     names = found.keys()
     # A package is imported with each of its modules; what it offers in its own name may come from these.
     graph = {
-        name: {other for other in imports(tree, set(names)) if other in names and other != name and other != "bcs"}
+        name: {other for other in imports(tree) if other in names and other != name and other != "bcs"}
         for name, tree in found.items()
     }
     try:

@@ -317,7 +317,7 @@ def test_all_problems_are_reported_at_once(file: Path) -> None:
         "phases: [{name: !!timestamp a}]",
         "phases: &again [*again]",
         b"phases: [{name: \xff}]",
-        "[" * 5000,
+        "[" * 1000,
     ],
 )
 def test_what_is_not_readable_yaml_is_refused_in_one_line(file: Path, text: str | bytes) -> None:
