@@ -192,7 +192,7 @@ async def _make_known(service: RunningService, platform: Platform, caller: Orche
 
     async def dead_letter_known() -> bool:
         letters = (await caller.get(f"{_V1}/dead-letters")).json.get("dead_letters", [])
-        return letters != []
+        return bool(letters)
 
     await wait_until(known)
     await wait_until(dead_letter_known)
