@@ -14,6 +14,7 @@ from bcs.http.misspelt import Fields
 from bcs.http.requests import Body
 from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition
 from bcs.wire.documents import Timestamp, described
+from bcs.wire.tracing import TraceContext
 
 if sys.version_info >= (3, 12):
     from typing import TypedDict
@@ -87,7 +88,7 @@ class DeadLetterDesk(Protocol):
         positions: Collection[DeadLetterPosition],
         *,
         again: bool,
-        resolve: Callable[[DeadLetter, bytes], Awaitable[None]],
+        resolve: Callable[[DeadLetter, bytes, TraceContext | None], Awaitable[None]],
     ) -> Sequence[ReplayResult]:
         """Replay dead letters.
 

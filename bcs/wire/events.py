@@ -112,21 +112,6 @@ class Envelope(BaseModel, Generic[DataT]):
         return f"{params[0].__name__}Envelope"
 
 
-class TraceMetadata(BaseModel):
-    """What an envelope's metadata may say of a trace."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    traceparent: OptionalText = None
-    tracestate: OptionalText = None
-
-
-class TracedEnvelope(Envelope[DataT], Generic[DataT]):
-    """The envelope, where tracing is on: to read the metadata costs a tenth of a small event."""
-
-    metadata: Annotated[TraceMetadata | None, _or_else(None)] = None
-
-
 class PartialEvent(BaseModel, Generic[DataT]):
     """The ids of an event that is not valid as a whole."""
 

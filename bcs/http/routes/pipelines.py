@@ -51,7 +51,7 @@ from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
 from bcs.wire.dead_letters.decode import DeadLetter
 from bcs.wire.dead_letters.encode import FAILURES, FIRST_FAILURE
-from bcs.wire.tracing import TRACEPARENT, TRACESTATE
+from bcs.wire.tracing import TRACEPARENT, TRACESTATE, TraceContext
 
 Explain = bool | Literal["full"]
 
@@ -158,12 +158,15 @@ class PipelineHandlers:
             next_after = partial(explained_essays_path, body.batch_id, body.requested_pipeline, USUAL_ESSAYS)
         return reply_encoded(await paced(encoding_explained(answer, explanation, extent, next_after)), headers=headers)
 
-    async def resolve_again(self, dead_letter: DeadLetter, raw: bytes, *, caller: str, quota_of: str) -> None:
+    async def resolve_again(
+        self, dead_letter: DeadLetter, raw: bytes, trace: TraceContext | None, *, caller: str, quota_of: str
+    ) -> None:
         """Answer the request of a dead letter again.
 
         If it fails again, a new dead letter continues the count of failures, and this one counts as replayed.
 
         :param raw: the body of the request.
+        :param trace: the context of the replay.
         :param caller: who replays, for the history.
         :raises ReplayFailed: there is no answer, and no new dead letter.
         """
@@ -179,7 +182,7 @@ class PipelineHandlers:
             prompt_attached=body.batch_metadata.prompt_attached if body.batch_metadata else None,
             caller=caller,
             quota_of=quota_of,
-            trace=None,
+            trace=trace,
             options=body.options(),
         )
         try:

@@ -25,6 +25,7 @@ from bcs.ops.dlq.replaying import Replayed, Replayer, operators_producer
 from bcs.ops.dlq.selection import Selection, dead_letter_topic_of
 from bcs.wire import topics
 from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition
+from bcs.wire.tracing import TraceContext
 
 T = TypeVar("T")
 
@@ -52,13 +53,14 @@ class ThreadedDesk:
         positions: Collection[DeadLetterPosition],
         *,
         again: bool,
-        resolve: Callable[[DeadLetter, bytes], Awaitable[None]],
+        resolve: Callable[[DeadLetter, bytes, TraceContext | None], Awaitable[None]],
     ) -> Sequence[ReplayResult]:
         """See `DeadLetterDesk`."""
         loop = asyncio.get_running_loop()
 
-        async def resolve_there(dead_letter: DeadLetter, original: Original) -> None:
-            asked = asyncio.run_coroutine_threadsafe(_awaited(resolve(dead_letter, original.value or b"")), loop)
+        async def resolve_there(dead_letter: DeadLetter, original: Original, trace: TraceContext | None) -> None:
+            asking = _awaited(resolve(dead_letter, original.value or b"", trace))
+            asked = asyncio.run_coroutine_threadsafe(asking, loop)
             await asyncio.wrap_future(asked)
 
         replay = partial(_replay, self.settings, frozenset(positions), again=again, resolve=resolve_there)
@@ -144,7 +146,7 @@ async def _replay(
     positions: frozenset[DeadLetterPosition],
     *,
     again: bool,
-    resolve: Callable[[DeadLetter, Original], Awaitable[None]],
+    resolve: Callable[[DeadLetter, Original, TraceContext | None], Awaitable[None]],
 ) -> list[ReplayResult]:
     results: dict[DeadLetterPosition, ReplayResult] = {}
 
