@@ -100,6 +100,8 @@ async def test_a_failed_resolution_is_answered_again(service: RunningService, pl
         replayed = await operator.request("POST", f"{LIST}/replay", json=order)
         assert (replayed.json["replayed"], replayed.json["failed"]) == (1, 0), replayed.body
         assert await listed(operator, f"batch={batch}") == []
+        again = await operator.request("POST", f"{LIST}/replay", json=order)
+        assert again.json["results"][0]["problem"] == "it was replayed before"
         assert (await operator.metric("bcs_pipeline_resolutions_total", status="success")) == 1
 
 
