@@ -51,6 +51,12 @@ _OPTIONS_OF_PLAN = {
 }
 
 
+# Each of these asks Kafka, which takes a second.
+_SLOW = () if IN_FULL else ("/internal/v1/dead-letters", "/internal/v1/dead-letters/replay")
+UNTRIED = frozenset({"/internal/v1/ui/events", *_SLOW})
+"""The paths that are not tried: a stream has no end, and tests/integration/test_ui.py reads it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
     """The names that a service knows, which its description does not have.
@@ -103,11 +109,8 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
     :param token: true if the service asks for tokens.
     """
     document = copy.deepcopy(document)
-    if not IN_FULL:
-        # Each asks Kafka, which takes a second.
-        for path in [path for path in document["paths"] if path.startswith("/internal/v1/dead-letters")]:
-            del document["paths"][path]
-    del document["paths"]["/internal/v1/ui/events"]  # a stream has no end; tests/integration/test_ui.py reads it
+    for path in UNTRIED:
+        del document["paths"][path]
     schemas, paths = document["components"]["schemas"], document["paths"]
     for name, schema in schemas.items():
         # Callers may send fields that BCS does not read.
