@@ -62,7 +62,7 @@ def list_dead_letters(
     each: Annotated[bool, typer.Option("--each", help="List every dead letter, not only the counts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count dead letters by topic, reason and service: how many wait, how many were replayed; oldest and newest."""
+    """Count dead letters by topic, reason, producer and service: waiting, replayed, the oldest and the newest."""
     settings = _settings()
     selection = selection_of(None, topic, reason, batch, since, until, service)
     index = running.run(_read_index, settings, selection)
@@ -263,6 +263,7 @@ async def _replay(
     from bcs.ops.dlq.originals import resolve_again
     from bcs.ops.dlq.reading import dead_letter_reader
     from bcs.ops.dlq.replaying import Replayer, operators_producer
+    from bcs.ops.operators import operator
 
     async with (
         tracing(settings) as tracer,
@@ -283,6 +284,7 @@ async def _replay(
             rate=rate,
             settings=settings,
             notify=notify,
+            by=operator(),
             tracer=tracer,
         )
         await replayer.replay(set(wanted))

@@ -88,11 +88,13 @@ class DeadLetterDesk(Protocol):
         positions: Collection[DeadLetterPosition],
         *,
         again: bool,
+        by: str,
         resolve: Callable[[DeadLetter, bytes, TraceContext | None], Awaitable[None]],
     ) -> Sequence[ReplayResult]:
         """Replay dead letters.
 
         :param again: True to replay those that were replayed before, too.
+        :param by: who replays.
         :param resolve: asks again for the resolution that a dead letter is about; called on the event loop.
         :raises KafkaUnavailable: Kafka does not answer, or refuses; some may be replayed.
         """

@@ -96,7 +96,10 @@ class DeadLetterHandlers:
             raise InvalidBody(tuple(InvalidField(f"dead_letters.{place}", problem) for place in foreign))
         caller, quota_of = asked_by(request), caller_of(request)
         results = await self.desk.replay(
-            positions, again=body.again, resolve=partial(self.pipelines.resolve_again, caller=caller, quota_of=quota_of)
+            positions,
+            again=body.again,
+            by=caller,
+            resolve=partial(self.pipelines.resolve_again, caller=caller, quota_of=quota_of),
         )
         failed = sum(result.problem is not None for result in results)
         log.info("dead_letters_replayed", replayed=len(results) - failed, failed=failed, requested_by=caller)

@@ -53,6 +53,7 @@ class ThreadedDesk:
         positions: Collection[DeadLetterPosition],
         *,
         again: bool,
+        by: str,
         resolve: Callable[[DeadLetter, bytes, TraceContext | None], Awaitable[None]],
     ) -> Sequence[ReplayResult]:
         """See `DeadLetterDesk`."""
@@ -63,7 +64,7 @@ class ThreadedDesk:
             asked = asyncio.run_coroutine_threadsafe(asking, loop)
             await asyncio.wrap_future(asked)
 
-        replay = partial(_replay, self.settings, frozenset(positions), again=again, resolve=resolve_there)
+        replay = partial(_replay, self.settings, frozenset(positions), again=again, by=by, resolve=resolve_there)
         results = {each.position: each for each in await self._apart(replay, self.seconds)}
         return [results[position] for position in dict.fromkeys(positions)]
 
@@ -146,6 +147,7 @@ async def _replay(
     positions: frozenset[DeadLetterPosition],
     *,
     again: bool,
+    by: str,
     resolve: Callable[[DeadLetter, Original, TraceContext | None], Awaitable[None]],
 ) -> list[ReplayResult]:
     results: dict[DeadLetterPosition, ReplayResult] = {}
@@ -168,7 +170,9 @@ async def _replay(
         index = await dead_letters.index({key.topic for key in since}, since)
         waiting = positions & index.dead_letters.keys()
         wanted = waiting if again else waiting - index.replayed
-        replayer = Replayer(dead_letters, source, producer, resolve=resolve, rate=None, settings=settings, notify=note)
+        replayer = Replayer(
+            dead_letters, source, producer, resolve=resolve, rate=None, settings=settings, notify=note, by=by
+        )
         await replayer.replay(wanted)
     for where in positions - results.keys():
         if where in index.replayed:

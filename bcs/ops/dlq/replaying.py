@@ -71,6 +71,7 @@ class Replayer:
         raises `ReplayFailed`.
     :param rate: how many dead letters in a second at most; None for no limit.
     :param notify: called with the result of each dead letter.
+    :param by: who replays, for the header of the originals.
     :param tracer: begins a span for each dead letter.
     """
 
@@ -84,6 +85,7 @@ class Replayer:
         rate: float | None,
         settings: Settings,
         notify: Callable[[Replayed], None],
+        by: str,
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self._dead_letters = dead_letters
@@ -94,6 +96,7 @@ class Replayer:
         self._notify = notify
         self._settings = settings
         self._tracer = tracer
+        self._by = by
         self._unwritable: dict[str, str] = {}
         self._started_at: float | None = None
         self._started = 0
@@ -185,7 +188,7 @@ class Replayer:
             await self._resolve(dead_letter, original, trace)
             return _Sent(dead_letter, original, None)
         try:
-            return _Sent(dead_letter, original, await republish(self._producer, dead_letter, original))
+            return _Sent(dead_letter, original, await republish(self._producer, dead_letter, original, by=self._by))
         except ReplayFailed as error:
             # A failed lookup of a topic takes until a deadline, so each topic is looked up only once.
             self._unwritable[dead_letter.source_topic] = error.problem
@@ -198,7 +201,7 @@ class Replayer:
             async with operators_producer(self._settings, each_alone=True) as producer:
                 for sent in refused:
                     try:
-                        await republish_alone(producer, sent.dead_letter, sent.original)
+                        await republish_alone(producer, sent.dead_letter, sent.original, by=self._by)
                     except DeadLetterError as error:
                         results.append(Replayed(sent.dead_letter, error.problem))
                     except (KafkaError, OSError) as error:
