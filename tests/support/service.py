@@ -250,6 +250,7 @@ class BcsProcess:
     :param forked: true: from a process that has imported everything, as at a commit; else the installed command is
         started, which takes more than a second of CPU. An object to mypy, as the settings beside it are.
     :param command: the words of what runs instead of the installed command; an object for the same reason.
+    :param program: a function that is forked in the place of ``bcs``, see `ForkedProcess`; the same.
     :param environment: `BCS_*` variables; of this process's own environment it gets none of them.
     """
 
@@ -261,6 +262,7 @@ class BcsProcess:
         *arguments: str,
         forked: object = not IN_FULL,
         command: object = (),
+        program: object = None,
         **environment: object,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -269,10 +271,10 @@ class BcsProcess:
         variables = {**inherited, "PYTHONWARNINGS": "error", **self.environment}
         self.output, self.log = directory / "stdout", directory / "stderr"
         with self.output.open("wb") as output, self.log.open("wb") as log:
-            if forked and not command:
-                self.process = ForkedProcess(
-                    arguments, variables, stdin=Path(os.devnull), stdout=self.output, stderr=self.log
-                )
+            if program or (forked and not command):
+                files = {"stdin": Path(os.devnull), "stdout": self.output, "stderr": self.log}
+                other = {"program": cast("Callable[[], None]", program)} if program else {}
+                self.process = ForkedProcess(arguments, variables, **files, **other)
                 return
             self.process = subprocess.Popen(
                 [*(cast("Sequence[str]", command) or [str(_INSTALLED)]), *arguments],
