@@ -23,7 +23,8 @@ import bcs
 _EXECUTABLE_MODULES = ("bcs.__main__", "bcs.storage.postgres.migrations.env")
 
 
-def _bcs() -> None:
+def bcs_command() -> None:
+    """What the command ``bcs`` does."""
     from bcs.cli.main import main
 
     main()
@@ -49,7 +50,7 @@ class ForkedProcess:
         stdin: Path,
         stdout: Path,
         stderr: Path,
-        program: Callable[[], None] = _bcs,
+        program: Callable[[], None] = bcs_command,
     ) -> None:
         given = (list(arguments), dict(environment), stdin, stdout, stderr, program)
         self._process = _CONTEXT.Process(target=_run, args=given, daemon=True)

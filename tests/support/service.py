@@ -30,7 +30,7 @@ from bcs.config.pipelines import load_pipelines
 from bcs.observability.failpoints import FailPointHook, fail_points
 from bcs.runtime.tree import Service
 from bcs.supervision import Snapshot
-from tests.support.forked import ForkedProcess
+from tests.support.forked import ForkedProcess, bcs_command
 from tests.support.ports import held_port
 from tests.support.tiers import IN_FULL
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
@@ -272,9 +272,14 @@ class BcsProcess:
         self.output, self.log = directory / "stdout", directory / "stderr"
         with self.output.open("wb") as output, self.log.open("wb") as log:
             if program or (forked and not command):
-                files = {"stdin": Path(os.devnull), "stdout": self.output, "stderr": self.log}
-                other = {"program": cast("Callable[[], None]", program)} if program else {}
-                self.process = ForkedProcess(arguments, variables, **files, **other)
+                self.process = ForkedProcess(
+                    arguments,
+                    variables,
+                    stdin=Path(os.devnull),
+                    stdout=self.output,
+                    stderr=self.log,
+                    program=cast("Callable[[], None]", program or bcs_command),
+                )
                 return
             self.process = subprocess.Popen(
                 [*(cast("Sequence[str]", command) or [str(_INSTALLED)]), *arguments],
