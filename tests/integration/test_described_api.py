@@ -111,7 +111,13 @@ def document(service: RunningService, token: str | None) -> dict[str, Any]:
 
     async def ask() -> Answer:
         async with Orchestrator(service.base, token=token) as caller:
-            return await caller.get("/openapi.json")
+
+            async def served() -> Answer | None:
+                answer = await caller.get("/openapi.json")
+                return answer if answer.status == HTTPStatus.OK else None
+
+            # To make the first one takes a second of CPU: on a machine that has much to do, more than a request may.
+            return await wait_until(served)
 
     served: dict[str, Any] = anyio.run(ask).json
     return served
