@@ -116,6 +116,7 @@ class Load:
                     connection = await Connection.open(self.port)
                 number += 1
                 await self._ask(connection, f"{self.name}-{caller}-{number}", number % 3, keep_alive, halt_seconds)
+                # Callers who never pause would measure the machine; the overload has such callers.
                 await asyncio.sleep(self.pause_seconds)
         except ConnectionError:  # some come while the kernel still shakes hands, as resets
             self.tally.outcomes[Ending.REFUSED] += 1

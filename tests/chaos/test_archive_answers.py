@@ -112,6 +112,7 @@ async def test_without_redis_postgresql_answers(
                     await wait_until(lambda: bool(load.sources) and load.sources[-1][1] == "redis")
                     async with KINDS[number % len(KINDS)](scene):
                         left = time.monotonic()
+                        # The fault is its length: first while Redis is still asked, then while it is not.
                         await anyio.sleep(PROMPTLY_SECONDS)
                         opened = time.monotonic()
                         await anyio.sleep(AWAY_SECONDS)

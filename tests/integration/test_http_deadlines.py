@@ -88,6 +88,7 @@ async def test_only_those_that_are_due_are_cancelled(answer: Answer) -> None:
         statuses.append((await answer(work)).status)
 
     async def half() -> None:
+        # Work that takes half of its time.
         await anyio.sleep(SECONDS / 2)
 
     async with anyio.create_task_group() as group:
