@@ -94,6 +94,7 @@ class Crasher:
             return  # it is being killed already: at the next visit
         self._carried_out(order)
         if order.how is How.DIE:
+            # For commits of offsets that should have waited: see there.
             await anyio.sleep(_LINGER_SECONDS)
             os.kill(os.getpid(), signal.SIGKILL)
         if order.how is How.RAISE:

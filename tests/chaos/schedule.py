@@ -132,12 +132,14 @@ class Disasters:
 
     async def _freeze(self, server: EmbeddedServer) -> None:
         server.freeze()
+        # The fault is its length.
         await anyio.sleep(_FROZEN_SECONDS)
         server.thaw()
 
     async def _freeze_process(self) -> None:
         process = self._chance.choice(self._stage.replicas)
         process.signal(signal.SIGSTOP)
+        # The fault is its length.
         await anyio.sleep(_FROZEN_SECONDS)
         process.signal(signal.SIGCONT)
 

@@ -49,6 +49,7 @@ async def strike(postgres: PostgresServer, kind: str, away_seconds: float) -> No
         await anyio.to_thread.run_sync(postgres.thaw)
     elif kind == "killed":
         await anyio.to_thread.run_sync(postgres.kill)
+        # The fault is its length.
         await anyio.sleep(away_seconds)
         await anyio.to_thread.run_sync(postgres.start)
     else:

@@ -101,6 +101,7 @@ async def test_a_loop_that_is_held_up_makes_no_request_late(answer: Answer) -> N
     async def work() -> None:
         time.sleep(SECONDS * 1.2)  # noqa: ASYNC251 (that is what holds the loop up)
         for _ in range(5):
+            # Work that lets others in, and is not late itself.
             await anyio.sleep(SECONDS / 20)
 
     assert (await answer(work)).status == 200

@@ -119,6 +119,7 @@ async def test_a_master_that_is_cut_off_costs_prompt_refusals_and_nothing_else(
         # Calls go on while the cluster is mended, and after it: none may fail later than this.
         await anyio.sleep(RECOVERY_SECONDS)
         await heal(cluster, master)
+        # The same.
         await anyio.sleep(RECOVERY_SECONDS)
         await load.stop()
         load.assert_answers()
