@@ -38,11 +38,12 @@ from bcs.http.access import Access, callers_of
 from bcs.http.described import encoded_openapi
 from bcs.http.live_documents import LiveDocuments
 from bcs.http.live_feed import LiveFeed
-from bcs.http.page_files import page_files
+from bcs.http.page_files import documentation_files, page_files
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import DescriptionHandlers
+from bcs.http.routes.documentation import DocumentationHandlers
 from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.finding import FindingHandlers
@@ -261,7 +262,6 @@ class Service:
             (),
             max_event_bytes=settings.max_event_bytes,
             max_essays=settings.max_essays_per_batch,
-            reads_traces=self._tracer.enabled,
         )
         self.definitions.follow(decoder.use_phases)
         events = EventReader(
@@ -380,6 +380,7 @@ class Service:
                 actors,
                 DescriptionHandlers(encoded_openapi),
                 *([ui] if ui else []),
+                *([DocumentationHandlers(documentation_files)] if settings.docs else []),
             ],
             feed=ui.feed if ui else None,
             rates=self._rates(),
