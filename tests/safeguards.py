@@ -353,10 +353,10 @@ _INTAKE = (
         "A message that can't be decoded counts as finished only once its dead letter is stored.",
         "bcs/actors/ingest/delivery.py",
         """\
-            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch, trace=trace), error)
+            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
 """,
         """\
-            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch, trace=trace), error)
+            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
             self._finish(DeliveryToken(message, event_type, error.correlation_id, epoch))
 """,
         _in("integration/test_dead_letters", "test_the_offset_of_junk_waits_until_its_dead_letter_is_stored"),

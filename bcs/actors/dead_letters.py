@@ -23,6 +23,7 @@ from bcs.storage.ports import OutboxWriter
 from bcs.wire import topics
 from bcs.wire.dead_letters.encode import RESOLUTION_FAILED, dead_letter, unread_dead_letter
 from bcs.wire.published import OutboundMessage
+from bcs.wire.tracing import trace_of_message
 
 log = structlog.stdlib.get_logger("bcs.dead_letters")
 
@@ -112,7 +113,7 @@ class DeadLetters:
             failed.batch_id,
             limit_bytes=self.runtime.settings.kafka_max_message_bytes,
             value_sha256=digest,
-            trace=failed.token.trace,
+            trace=trace_of_message(original.headers, original.value) if self.runtime.tracer.enabled else None,
         )
         position = Position(original.topic, original.partition, original.offset)
         at_us = microseconds(failed_at)

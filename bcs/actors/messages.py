@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from itertools import compress
 from uuid import UUID
 
@@ -17,7 +17,7 @@ from bcs.supervision import Reply
 from bcs.wire.dead_letters.encode import original_time_ms
 from bcs.wire.decoding import DecodedEvent, EventDecoder
 from bcs.wire.published import ConsumedMessage, Headers
-from bcs.wire.tracing import TraceContext, trace_in
+from bcs.wire.tracing import TraceContext
 
 # A megabyte has room for 300,000 empty headers, and each header is checked several times.
 _MOST_HEADERS = 1000
@@ -82,9 +82,6 @@ def decoded(decoder: EventDecoder, message: ConsumedMessage, event_time_ms: int)
         name = message.unreadable_headers[0][0]
         problem = f"the name of a header is not UTF-8: {name[:40]!r}"
         raise UndecodableMessage("header_not_utf8", problem, event.batch_id, event.correlation_id)
-    if message.headers and decoder.reads_traces:
-        # The relay makes the headers at each attempt to publish, so they are closer than the envelope.
-        return replace(event, trace=trace_in(message.headers) or event.trace)
     return event
 
 
@@ -130,7 +127,6 @@ class DeliveryToken:
     :param correlation_id: of the event; None if it could not be read.
     :param event_id: of the event; None if the event has none.
     :param epoch: counts how often this process got the partition. The intake ignores a token of an earlier epoch.
-    :param trace: the context of the producer; None where tracing is off, or the message has none.
     """
 
     message: ConsumedMessage
@@ -138,8 +134,6 @@ class DeliveryToken:
     correlation_id: str | None
     epoch: int
     event_id: str | None = None
-    _: KW_ONLY
-    trace: TraceContext | None = None
 
 
 @dataclass(frozen=True, slots=True)

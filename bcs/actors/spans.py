@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Self
 
 from bcs.actors.messages import ApplyFacts, DeliveryToken
@@ -11,7 +12,7 @@ from bcs.observability.tracing import Attributes, Span, SpanDescription, SpanKin
 from bcs.storage.ports import LeasedMessage
 from bcs.wire.dead_letters.encode import TRACE
 from bcs.wire.published import Headers, OutboundMessage
-from bcs.wire.tracing import TRACEPARENT, TRACESTATE, TraceContext, trace_from, trace_in
+from bcs.wire.tracing import TRACEPARENT, TRACESTATE, TraceContext, trace_from, trace_in, trace_of_message
 
 BATCH_ID, CORRELATION_ID = "bcs.batch.id", "bcs.correlation_id"
 KAFKA = {"messaging.system": "kafka"}
@@ -46,15 +47,20 @@ def about_commit(group: Sequence[ApplyFacts], consumer_group: str) -> SpanDescri
         attributes["messaging.kafka.offset"] = message.offset
         if tokens[0].event_id is not None:
             attributes["messaging.message.id"] = tokens[0].event_id
-    for token in tokens:
-        causes += _causes_of(token)
-    return SpanDescription(name="commit", kind=SpanKind.CONSUMER, attributes=attributes, causes=causes)
+    # An iterator, because a tracer takes no more causes than a span can have links.
+    producers = (cause for token in tokens for cause in _causes_of(token))
+    return SpanDescription(
+        name="commit", kind=SpanKind.CONSUMER, attributes=attributes, causes=chain(causes, producers)
+    )
 
 
-def _causes_of(token: DeliveryToken) -> list[TraceContext]:
+def _causes_of(token: DeliveryToken) -> Iterator[TraceContext]:
     """The producer of a message, and its replay."""
-    replay = trace_in(token.message.headers, TRACE) if token.message.headers else None
-    return [cause for cause in (token.trace, replay) if cause]
+    message = token.message
+    if producer := trace_of_message(message.headers, message.value):
+        yield producer
+    if replay := trace_in(message.headers, TRACE):
+        yield replay
 
 
 def about_archive(entries: Sequence[HistoryEntry]) -> SpanDescription:
@@ -68,7 +74,7 @@ def about_archive(entries: Sequence[HistoryEntry]) -> SpanDescription:
         attributes["db.operation.batch.size"] = len(entries)
     if len(batch_ids) == 1:
         attributes[BATCH_ID] = batch_ids.pop()
-    causes = [cause for entry in entries if (cause := trace_from(entry.traceparent))]
+    causes = (cause for entry in entries if (cause := trace_from(entry.traceparent)))
     return SpanDescription(name="archive", kind=SpanKind.CLIENT, attributes=attributes, causes=causes)
 
 

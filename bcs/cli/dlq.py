@@ -257,11 +257,13 @@ async def _replay(
 ) -> None:
     import aiohttp
 
+    from bcs.observability.tracer_factory import tracing
     from bcs.ops.credentials import authorization, tls_context
     from bcs.ops.dlq.reading import dead_letter_reader
     from bcs.ops.dlq.replaying import Replayer, operators_producer
 
     async with (
+        tracing(settings) as tracer,
         dead_letter_reader(settings) as dead_letters,
         dead_letter_reader(settings) as source,
         operators_producer(settings) as producer,
@@ -280,5 +282,6 @@ async def _replay(
             rate=rate,
             settings=settings,
             notify=notify,
+            tracer=tracer,
         )
         await replayer.replay(set(wanted))

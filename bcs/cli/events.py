@@ -78,6 +78,33 @@ def sample(
 
 
 @app.command()
+def schema(
+    topic: Annotated[
+        str | None,
+        typer.Argument(metavar="[TOPIC]", help="A topic, or the event type of one. [default: all topics]"),
+    ] = None,
+    asyncapi: Annotated[
+        bool, typer.Option("--asyncapi", help="Print an AsyncAPI 3.0 document about all topics.")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of the messages on a topic that BCS reads or writes: its values, or all topics' values."""
+    from bcs.wire.asyncapi import MESSAGES, asyncapi_document, value_schema
+
+    if asyncapi:
+        if topic is not None:
+            raise typer.BadParameter("it describes all topics", param_hint="--asyncapi")
+        print_json(asyncapi_document())
+        return
+    if topic is None:
+        print_json({name: value_schema(name) for name in MESSAGES})
+        return
+    found = [name for name, messages in MESSAGES.items() if topic in (name, messages[0].name)]
+    if not found:
+        raise typer.BadParameter(f"it is not one of {', '.join(MESSAGES)}", param_hint="TOPIC")
+    print_json(value_schema(found[0]))
+
+
+@app.command()
 def send(
     file: Annotated[
         typer.FileBinaryRead,

@@ -236,6 +236,9 @@ class Settings(CommandSettings):
     ui_max_streams: Count = Field(
         16, description="the maximum number of open pages `/ui`; a further one shows that it waits for a place"
     )
+    docs: bool = Field(
+        True, description="serve the page `/docs`, which shows the API, where the extra `docs` is installed"
+    )
     http_access_log: bool = Field(False, description="log every request")
     http_linger_seconds: Seconds = Field(
         0.1, description="how long an accepted connection may take to send its request after a kill of the HTTP actor"

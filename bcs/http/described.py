@@ -12,6 +12,7 @@ from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import DescriptionHandlers
+from bcs.http.routes.documentation import DocumentationHandlers
 from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.finding import FindingHandlers
@@ -33,6 +34,7 @@ HANDLERS: Final = (
     UiHandlers,
     HealthHandlers,
     DescriptionHandlers,
+    DocumentationHandlers,
 )
 """In the order of the description."""
 

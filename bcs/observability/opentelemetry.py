@@ -6,7 +6,7 @@ The standard variables count: `OTEL_EXPORTER_OTLP_…`, `OTEL_TRACES_SAMPLER`, `
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Token
 from types import TracebackType
 from typing import ParamSpec, Self
@@ -79,7 +79,7 @@ class OpenTelemetryTracer:
     def span(self, describe: Callable[P, SpanDescription], *args: P.args, **kwargs: P.kwargs) -> Span:
         """See `Tracer.span`."""
         about = describe(*args, **kwargs)
-        causes = [_span_context(cause) for cause in list(dict.fromkeys(about.causes))[:_MOST_LINKS]]
+        causes = [_span_context(cause) for cause in _distinct(about.causes)]
         alone = len(causes) == 1
         # A consumer links to its producer, even where that is its parent.
         linked = not alone or about.kind is SpanKind.CONSUMER
@@ -218,6 +218,15 @@ class _LastProblem(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the text."""
         self.text = record.getMessage()
+
+
+def _distinct(causes: Iterable[TraceContext]) -> Iterable[TraceContext]:
+    found: dict[TraceContext, None] = {}
+    for cause in causes:
+        found[cause] = None
+        if len(found) == _MOST_LINKS:
+            break
+    return found
 
 
 def _span_context(context: TraceContext) -> SpanContext:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from bcs.config.settings import Settings
 from bcs.errors import ConfigurationError
 from bcs.observability.tracing import NO_TRACER, Tracer
@@ -30,3 +33,16 @@ def open_tracer(settings: Settings) -> Tracer:
     except ImportError as error:
         raise TracingUnavailable from error
     return tracer_of(settings)
+
+
+@asynccontextmanager
+async def tracing(settings: Settings) -> AsyncIterator[Tracer]:
+    """The tracer of a command. At the end its spans are exported, within a time limit.
+
+    :raises ConfigurationError: see `open_tracer`.
+    """
+    tracer = open_tracer(settings)
+    try:
+        yield tracer
+    finally:
+        await tracer.aclose()

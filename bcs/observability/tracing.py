@@ -5,9 +5,9 @@ A context travels as a field of messages, see `TraceContext`. Only the log looks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 from typing import Final, ParamSpec, Protocol, Self
@@ -42,7 +42,7 @@ class SpanDescription:
     name: str
     kind: SpanKind
     attributes: Attributes
-    causes: Sequence[TraceContext] = field(default=())
+    causes: Iterable[TraceContext] = ()
 
 
 class Span(Protocol):

@@ -38,11 +38,12 @@ from bcs.http.access import Access, callers_of
 from bcs.http.described import encoded_openapi
 from bcs.http.live_documents import LiveDocuments
 from bcs.http.live_feed import LiveFeed
-from bcs.http.page_files import page_files
+from bcs.http.page_files import documentation_files, page_files
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import DescriptionHandlers
+from bcs.http.routes.documentation import DocumentationHandlers
 from bcs.http.routes.erasures import ErasureHandlers
 from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.finding import FindingHandlers
@@ -158,6 +159,8 @@ class Service:
         self.batches = self._batches()
         self.root = self._root()
         count_restarts_from_zero(self.telemetry, self.root.snapshot())
+        for source in (self.persistence.store_name, *([POSTGRESQL] if self.persistence.archive else [])):
+            self.telemetry.answers(source)
 
     async def run(self, stop: anyio.Event, started: Callable[[], None] | None = None) -> bool:
         """Run until `stop` is set, then stop in order.
@@ -242,6 +245,7 @@ class Service:
             kafka=KafkaWatch(runtime=self._runtime, status=self.kafka),
             index=self.persistence.written_index,
         )
+        credentials = [each for each in (self._known_callers, self._tls) if each]
         in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
         page = MetricsPage(
             runtime=self._runtime,
@@ -251,6 +255,7 @@ class Service:
             in_flight=lambda: in_flight.messages,
             snapshot=lambda: self.root.snapshot(),
             circuit=self.persistence.circuit,
+            credentials=lambda: {each.variable: each.problem for each in credentials},
             redis_problem=None if settings.use_mock_repository else partial(problem_of_redis, redis, self.store),
         )
         publisher = Publisher(runtime=self._runtime, outbox=self.outbox, status=self.kafka)
@@ -261,7 +266,6 @@ class Service:
             (),
             max_event_bytes=settings.max_event_bytes,
             max_essays=settings.max_essays_per_batch,
-            reads_traces=self._tracer.enabled,
         )
         self.definitions.follow(decoder.use_phases)
         events = EventReader(
@@ -325,7 +329,7 @@ class Service:
             snapshot=lambda: self.root.snapshot(),
             draining=self._stops,
             definitions=self.definitions,
-            credentials=[each for each in (self._known_callers, self._tls) if each],
+            credentials=credentials,
         )
         actors = ActorHandlers(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
@@ -380,6 +384,7 @@ class Service:
                 actors,
                 DescriptionHandlers(encoded_openapi),
                 *([ui] if ui else []),
+                *([DocumentationHandlers(documentation_files)] if settings.docs else []),
             ],
             feed=ui.feed if ui else None,
             rates=self._rates(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from hashlib import blake2b
 from typing import Any, NoReturn
 
@@ -34,9 +33,7 @@ from bcs.wire.events import (
     NamesEntityId,
     PartialEvent,
     SpellcheckPhaseCompletedV1,
-    TracedEnvelope,
 )
-from bcs.wire.tracing import TraceContext, trace_from
 
 # Python's JSON parser creates an object for each value, which takes ten times as long as validating the document.
 _PARSED_BY_PYTHON_BYTES = 64 * 1024
@@ -52,7 +49,6 @@ class DecodedEvent:
     :param event_type: the name of the event's model; short enough for a metric's label.
     :param facts: empty when the event changes nothing, such as a phase that has only begun.
     :param at_us: the event's time, in microseconds since 1970 UTC.
-    :param trace: the context of the producer; None where tracing is off, or the message has none.
     """
 
     event_type: str
@@ -62,7 +58,6 @@ class DecodedEvent:
     facts: tuple[Fact, ...]
     event_id: str | None = None
     at_us: int = 0
-    trace: TraceContext | None = None
 
 
 EVENT_TYPES: Mapping[str, str] = {
@@ -85,7 +80,6 @@ class EventDecoder:
     :param max_event_bytes: a larger message is refused unparsed, because parsing it would block the event loop; None
         for no limit.
     :param max_essays: how many essays a batch may have; None for no limit.
-    :param reads_traces: also read the trace context in the envelope's metadata.
     """
 
     def __init__(
@@ -95,18 +89,15 @@ class EventDecoder:
         keep_unknown_phases: bool = False,
         max_event_bytes: int | None = None,
         max_essays: int | None = None,
-        reads_traces: bool = False,
     ) -> None:
-        self.reads_traces = reads_traces
-        route = partial(_Route, TracedEnvelope if reads_traces else Envelope)
         self._phases = PhaseNames(phases, keep_unknown=keep_unknown_phases)
         self._max_event_bytes = max_event_bytes
         self._max_essays = max_essays
         self._routes: Mapping[str, _Route] = {
-            topics.SPELLCHECK_COMPLETED: route(SpellcheckPhaseCompletedV1, NamesBatchId, _spellcheck_completed),
-            topics.CJ_COMPLETED: route(CJAssessmentCompletedV1, NamesEntityId, _cj_completed),
-            topics.PHASE_OUTCOME: route(ELSBatchPhaseOutcomeV1, NamesBatchId, self._phase_outcome),
-            topics.ESSAYS_REGISTERED: route(BatchEssaysRegistered, NamesEntityId, _essays_registered),
+            topics.SPELLCHECK_COMPLETED: _Route(SpellcheckPhaseCompletedV1, NamesBatchId, _spellcheck_completed),
+            topics.CJ_COMPLETED: _Route(CJAssessmentCompletedV1, NamesEntityId, _cj_completed),
+            topics.PHASE_OUTCOME: _Route(ELSBatchPhaseOutcomeV1, NamesBatchId, self._phase_outcome),
+            topics.ESSAYS_REGISTERED: _Route(BatchEssaysRegistered, NamesEntityId, _essays_registered),
         }
 
     def use_phases(self, phases: PhaseNames) -> None:
@@ -170,7 +161,6 @@ class EventDecoder:
             facts=facts,
             event_id=shortened(envelope.event_id),
             at_us=at_us,
-            trace=_trace_of(envelope) if self.reads_traces else None,
         )
 
     def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
@@ -206,7 +196,6 @@ class EventDecoder:
 class _Route:
     """How the events of one topic are decoded.
 
-    :param envelope: `Envelope`, or `TracedEnvelope`.
     :param names_batch: a model with one field: the field of the event's data that holds the batch id.
     """
 
@@ -214,23 +203,17 @@ class _Route:
 
     def __init__(
         self,
-        envelope: Any,
         model: type[EventData],
         names_batch: type[BaseModel],
         state_facts: Callable[[Any, int, str | None], tuple[Fact, ...]],
     ) -> None:
         self.event_type = model.__name__
-        adapter: TypeAdapter[Envelope[Any]] = TypeAdapter(envelope[model])
+        adapter: TypeAdapter[Envelope[Any]] = TypeAdapter(Envelope[model])  # type: ignore[valid-type]
         # The adapter's own method costs half as much as the validation of a small event.
         self.validate: Callable[[bytes], Envelope[Any]] = adapter.validator.validate_json
         self.partial_event: TypeAdapter[PartialEvent[Any]] = TypeAdapter(PartialEvent[names_batch])  # type: ignore[valid-type]
         [self.batch_field] = names_batch.model_fields
         self.state_facts = state_facts
-
-
-def _trace_of(envelope: Envelope[Any]) -> TraceContext | None:
-    metadata = envelope.metadata if isinstance(envelope, TracedEnvelope) else None
-    return trace_from(metadata.traceparent, metadata.tracestate) if metadata else None
 
 
 def shortened(identifier: str | None) -> str | None:

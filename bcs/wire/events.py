@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
 if sys.version_info >= (3, 12):
@@ -30,14 +30,27 @@ NO_TIME: Final = datetime.min.replace(tzinfo=UTC)
 
 
 def _or_else(default: object) -> GetPydanticSchema:
-    """Replace an invalid value by a default; unlike `Any`, this creates no Python objects for the invalid value."""
+    """Replace an invalid value by a default; unlike `Any`, this creates no Python objects for the invalid value.
+
+    The JSON Schema says that any value is accepted.
+    """
     return GetPydanticSchema(
-        lambda source, handler: core_schema.with_default_schema(handler(source), default=default, on_error="default")
+        lambda source, handler: core_schema.with_default_schema(handler(source), default=default, on_error="default"),
+        lambda _schema, _handler: {},
     )
 
 
 OptionalText = Annotated[str | None, _or_else(None)]
 """A text; None where the value is not a text."""
+
+_TIME: Final = {
+    "type": "string",
+    "format": "date-time",
+    "pattern": r"^(19[7-9][0-9]|[2-9][0-9]{3})-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9](\.[0-9]+)?"
+    r"(Z|[+-][0-9]{2}:[0-9]{2})$",
+}
+# pydantic reads other ways to write a time, too. The schema promises the one that the platform uses.
+Time = Annotated[datetime, WithJsonSchema(_TIME)]
 
 # An error for each of 475,000 ids would take seconds and hundreds of megabytes, so validation of a list ends at its
 # first error.
@@ -50,12 +63,26 @@ class EventData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    timestamp: datetime | None = None
+    timestamp: Annotated[Time | None, Field(description="The time that orders facts about the same thing.")] = None
 
     @property
     def essays(self) -> int:
         """How many essays the event has: the entries of its lists, repeats and nulls included, or a larger count."""
         return 0
+
+
+def _describe_envelope(schema: dict[str, Any]) -> None:
+    """Add to the JSON Schema the fields that BCS does not read, and when the time of the envelope has to be valid."""
+    schema["properties"] |= {
+        "event_type": {"description": "Normally the topic's name, in older events the model's. BCS goes by the topic."},
+        "source_service": {"description": "Not read."},
+        "schema_version": {"description": "1. Not read."},
+        "data_schema_uri": {"description": "Not read."},
+        "metadata": {"description": "May have `traceparent`, `tracestate` and `partition_key`."},
+    }
+    has_time = {"properties": {"data": {"required": ["timestamp"], "properties": {"timestamp": {"type": "string"}}}}}
+    schema["if"] = has_time
+    schema["else"] = {"properties": {"event_timestamp": {"anyOf": [_TIME, {"type": "null"}]}}}
 
 
 class Envelope(BaseModel, Generic[DataT]):
@@ -65,29 +92,24 @@ class Envelope(BaseModel, Generic[DataT]):
     complete. Ids and times are optional: a repeated event has new ones, and BCS can apply an event without them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", cache_strings="keys")
+    model_config = ConfigDict(frozen=True, extra="ignore", cache_strings="keys", json_schema_extra=_describe_envelope)
 
     # Only the history shows this id. Like the correlation id, it may have any length.
-    event_id: OptionalText = None
-    # Used only where the data has no time.
-    event_timestamp: Annotated[datetime | None, _or_else(NO_TIME)] = None
-    correlation_id: OptionalText = None
+    event_id: Annotated[
+        OptionalText, Field(description="A UUID, another one at each attempt to publish. Anything but text is ignored.")
+    ] = None
+    event_timestamp: Annotated[
+        datetime | None,
+        _or_else(NO_TIME),
+        Field(description="A time in RFC 3339; used only where the data has none, and must be valid there."),
+    ] = None
+    correlation_id: Annotated[OptionalText, Field(description="A UUID. Anything but text is ignored.")] = None
     data: DataT
 
-
-class TraceMetadata(BaseModel):
-    """What an envelope's metadata may say of a trace."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    traceparent: OptionalText = None
-    tracestate: OptionalText = None
-
-
-class TracedEnvelope(Envelope[DataT], Generic[DataT]):
-    """The envelope, where tracing is on: to read the metadata costs a tenth of a small event."""
-
-    metadata: Annotated[TraceMetadata | None, _or_else(None)] = None
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """The name of the schema."""
+        return f"{params[0].__name__}Envelope"
 
 
 class PartialEvent(BaseModel, Generic[DataT]):

@@ -7,9 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from pydantic_core import SchemaValidator, core_schema
+
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 _MOST_STATE_CHARACTERS = 512
+# To look through a larger envelope would block the event loop.
+_MOST_ENVELOPE_BYTES = 1024 * 1024
 
 _is_traceparent = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 
@@ -62,6 +66,35 @@ def trace_in(headers: Iterable[tuple[str, bytes | None]], name: str = TRACEPAREN
     found = {known: value for known, value in headers if known in (name, TRACESTATE)}
     parent = found.get(name)
     return trace_from(_text(parent), _text(found.get(TRACESTATE))) if parent else None
+
+
+def _optional_text() -> core_schema.TypedDictField:
+    text = core_schema.with_default_schema(core_schema.str_schema(), default=None, on_error="default")
+    return core_schema.typed_dict_field(text, required=False)
+
+
+_metadata = SchemaValidator(
+    core_schema.typed_dict_schema(
+        {
+            "metadata": core_schema.typed_dict_field(
+                core_schema.typed_dict_schema({TRACEPARENT: _optional_text(), TRACESTATE: _optional_text()})
+            )
+        }
+    )
+)
+
+
+def trace_of_message(headers: Iterable[tuple[str, bytes | None]], envelope: bytes | None) -> TraceContext | None:
+    """The context of a message from Kafka: in its headers, else in the metadata of its envelope."""
+    # The relay makes the headers at each attempt to publish, so they are closer than the envelope.
+    found = trace_in(headers)
+    if found or envelope is None or len(envelope) > _MOST_ENVELOPE_BYTES:
+        return found
+    try:
+        metadata = _metadata.validate_json(envelope)["metadata"]
+    except ValueError:
+        return None
+    return trace_from(metadata.get(TRACEPARENT), metadata.get(TRACESTATE))
 
 
 def _text(value: bytes | None) -> str | None:

@@ -38,6 +38,7 @@ COMMANDS = [
     ("actors",),
     ("events",),
     ("events", "sample"),
+    ("events", "schema"),
     ("events", "send"),
     ("events", "tail"),
     ("db",),
@@ -51,7 +52,7 @@ READING = [
     if len(command) == 2 or command[0] in ("resolve", "explain", "plan", "actors", "doctor")
 ]
 # What these print is text for another program.
-TEXT_ONLY = [("pipelines", "graph"), ("pipelines", "convert"), ("events", "sample")]
+TEXT_ONLY = [("pipelines", "graph"), ("pipelines", "convert"), ("events", "sample"), ("events", "schema")]
 
 
 @pytest.fixture

@@ -25,6 +25,11 @@ class Spans:
         """A tracer whose spans come here."""
         return OpenTelemetryTracer(settings, SimpleSpanProcessor(self._exporter))
 
+    @property
+    def all(self) -> Sequence[ReadableSpan]:
+        """All of them."""
+        return self._exporter.get_finished_spans()
+
     def named(self, name: str, **attributes: object) -> list[ReadableSpan]:
         """Those with a name and with attributes, the dots in whose names are two underscores."""
         wanted = {key.replace("__", "."): value for key, value in attributes.items()}

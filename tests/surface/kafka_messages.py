@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from aiokafka import ConsumerRecord
 
 from bcs.wire import topics
+from tests.support.event_schemas import assert_described
 from tests.surface.facts import lines_of
 from tests.surface.placeholders import Placeholders
 
@@ -20,6 +21,8 @@ def facts_of_messages(name: str, records: Iterable[ConsumerRecord], words: Place
     lines = []
     for record in sorted(records, key=lambda record: (record.value or b"", record.offset)):
         about = f"{name} on {record.topic}"
+        if record.topic in topics.PUBLISHED:
+            assert_described(record.topic, record.key, record.value, record.headers)
         lines.append(f"{about}: key {words.text(_text(record.key))}")
         lines += [f"{about}: header {header}: {_header(header, value, words)}" for header, value in record.headers]
         if record.value is None:

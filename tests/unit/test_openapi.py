@@ -11,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from bcs.http.described import all_routes, encoded_openapi
 from bcs.http.problems import KINDS
-from bcs.http.requests import CompletePhase, DefinePipeline
 from bcs.wire.events import Identifier
+from tests.support.event_schemas import unresolved
 from tests.support.openapi_file import FILE, current
 
 ROW = re.compile(r"^\| `(?P<kind>[a-z-]+)` \| (?P<status>\d+) \| (?P<again>yes|no) \|", re.MULTILINE)
@@ -55,20 +55,9 @@ def test_the_page_of_problems_has_the_same_statuses_and_says_the_same_of_trying_
 
 def test_every_reference_in_the_document_leads_somewhere() -> None:
     whole = document()
-    references = [value for name, value in members(whole) if name == "$ref"]
-    assert references
-    for reference in references:
-        place: Any = whole
-        for step in reference.removeprefix("#/").split("/"):
-            place = place[step]
-
-
-def members(value: Any) -> Iterator[tuple[str, Any]]:
-    """Each member of each object in a document."""
-    if isinstance(value, dict):
-        yield from value.items()
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from members(inner)
+    assert unresolved(whole) == []
+    del whole["components"]["schemas"]["GraphFormat"]
+    assert unresolved(whole) == ["#/components/schemas/GraphFormat"]
 
 
 def test_no_two_calls_have_the_same_name() -> None:
@@ -76,11 +65,57 @@ def test_no_two_calls_have_the_same_name() -> None:
     assert len(names) == len(set(names)) > 10
 
 
-def test_the_examples_are_valid_requests() -> None:
-    paths = document()["paths"]
-    for path, model in (("pipelines/define", DefinePipeline), ("phases/complete", CompletePhase)):
-        [media] = paths[f"/internal/v1/{path}"]["post"]["requestBody"]["content"].values()
-        model.model_validate(media["example"])
+def examples() -> Iterator[tuple[str, Any, Any]]:
+    """Each body in the document with its schema and its example, and where it is."""
+    whole = document()
+    for path, methods in whole["paths"].items():
+        for method, operation in methods.items():
+            bodies = {"request": operation["requestBody"]["content"]} if "requestBody" in operation else {}
+            for status, response in operation["responses"].items():
+                bodies[status] = response.get("content", {})
+            for name, content in bodies.items():
+                for media_type, media in content.items():
+                    if media_type != "application/problem+json":
+                        yield f"{method} {path} {name} {media_type}", media["schema"], media.get("example")
+
+
+def strict() -> Any:
+    """The schemas of the document, which accept no member that they do not have."""
+    components = document()["components"]
+    for schema in components["schemas"].values():
+        if "properties" in schema:
+            schema["additionalProperties"] = False
+    return components
+
+
+def test_every_request_and_every_answer_has_a_valid_example() -> None:
+    found, components = list(examples()), strict()
+    assert len(found) > 20
+    for place, schema, example in found:
+        assert example is not None, place
+        validator = jsonschema_rs.validator_for({**schema, "components": components}, validate_formats=True)
+        assert [error.message for error in validator.iter_errors(example)] == [], place
+
+
+def test_every_problem_has_a_valid_example() -> None:
+    components = strict()
+    schema = {"$ref": "#/components/schemas/Problem", "components": components}
+    validator = jsonschema_rs.validator_for(schema, validate_formats=True)
+    for kind, response in problems_described().items():
+        assert f"#/components/examples/{kind}" in [
+            example["$ref"] for example in response["content"]["application/problem+json"]["examples"].values()
+        ]
+        example = components["examples"][kind]["value"]
+        validator.validate(example)
+        about = KINDS[kind]  # type: ignore[index]
+        assert (example["type"], example["title"], example["status"]) == (f"{URN}{kind}", about.title, about.status)
+
+
+def test_every_call_has_examples_of_its_parameters() -> None:
+    for path, methods in document()["paths"].items():
+        for method, operation in methods.items():
+            needed = [each for each in operation["parameters"] if each["required"]]
+            assert all("example" in each for each in needed), f"{method} {path}"
 
 
 def test_the_description_and_the_service_take_the_same_characters_for_blanks() -> None:

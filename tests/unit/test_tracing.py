@@ -14,7 +14,7 @@ from bcs.config.loading import load_settings
 from bcs.observability.opentelemetry import ReportingExporter
 from bcs.observability.tracer_factory import TracingUnavailable, open_tracer
 from bcs.observability.tracing import NO_SPAN, NO_TRACER, SpanDescription, SpanKind, name_span
-from bcs.wire.tracing import TraceContext, trace_in
+from bcs.wire.tracing import TraceContext, trace_in, trace_of_message
 from tests.support.spans import PARENT, Spans, context_of, contexts, links_of, parent_of
 
 SETTINGS = load_settings(instance_name="replica-1")
@@ -48,6 +48,23 @@ def test_a_single_cause_is_the_parent_and_several_are_linked() -> None:
 def test_the_links_of_a_span_are_bounded() -> None:
     [span] = ended(contexts(*range(1, 1001)))
     assert len(links_of(span)) == 128
+
+
+@pytest.mark.parametrize(
+    ("envelope", "found"),
+    [
+        (f'{{"data": {{}}, "metadata": {{"traceparent": "{PARENT}", "partition_key": 7}}}}', PARENT),
+        (f'{{"data": {{"metadata": {{"traceparent": "{PARENT}"}}}}}}', None),
+        (f'{{"metadata": {{"traceparent": ["{PARENT}"]}}}}', None),
+        ('{"metadata": null}', None),
+        ("not json", None),
+        (f'{{"metadata": {{"traceparent": "{PARENT}"}}, "data": "{"x" * 2**20}"}}', None),
+    ],
+    ids=["valid", "of the data", "no text", "null", "no JSON", "too large"],
+)
+def test_the_context_in_an_envelope(envelope: str, found: str | None) -> None:
+    context = trace_of_message((), envelope.encode())
+    assert (context and context.traceparent) == found
 
 
 def test_a_span_is_sampled_as_its_causes_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ from bcs.kafka.isolation import IsolatingConsumer
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.waits import INTAKE
-from bcs.wire.tracing import trace_in
 
 # The action that the intake may have to retry.
 _COMPARE_CLOCKS = "find out whether an event is in the future"
@@ -172,8 +171,7 @@ class Delivery:
         except UndecodableMessage as error:
             self._tracker.read(record.topic, record.partition, record.offset)
             event_type = self._reader.decoder.event_type(record.topic)
-            trace = trace_in(message.headers) if self._reader.decoder.reads_traces else None
-            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch, trace=trace), error)
+            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
             return True
         except (ClocksDiffer, StoreUnavailable) as error:
             self._reread_at = anyio.current_time() + _CLOCKS_SECONDS
@@ -182,7 +180,7 @@ class Delivery:
             self._runtime.waits.begin(INTAKE, _COMPARE_CLOCKS, str(error), log_cause=False)
             return False
         self._tracker.read(record.topic, record.partition, record.offset)
-        token = DeliveryToken(message, event.event_type, event.correlation_id, epoch, event.event_id, trace=event.trace)
+        token = DeliveryToken(message, event.event_type, event.correlation_id, epoch, event.event_id)
         if event.facts:
             await self._in_flight.deliver(ApplyFacts(event.batch_id, event.facts, token), token)
         else:

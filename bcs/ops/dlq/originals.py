@@ -28,6 +28,7 @@ from bcs.wire.dead_letters.encode import (
     original_time_ms,
 )
 from bcs.wire.published import Headers
+from bcs.wire.tracing import TraceContext
 
 _DEFINE = "/internal/v1/pipelines/define"
 
@@ -140,19 +141,23 @@ async def republish_alone(producer: AIOKafkaProducer, dead_letter: DeadLetter, o
         await (await republish(producer, dead_letter, original, as_new=True))
 
 
-async def resolve_again(session: aiohttp.ClientSession, url: str, dead_letter: DeadLetter, original: Original) -> None:
+async def resolve_again(
+    session: aiohttp.ClientSession, url: str, dead_letter: DeadLetter, original: Original, trace: TraceContext | None
+) -> None:
     """Send a failed resolution to the running service again.
 
     The headers contain the number of earlier failures. If the resolution fails again, the service writes a new dead
     letter that continues the count, and sets a header in its response. Then this dead letter counts as replayed, like
     the dead letter of a republished message that fails again.
 
+    :param trace: the context of the replay.
     :raises ReplayFailed: the service did not resolve the request, and did not write a dead letter.
     """
     headers = {
         "Content-Type": "application/json",
         FAILURES_HEADER: str(dead_letter.failures),
         FIRST_FAILURE_HEADER: dead_letter.first_failure,
+        **(trace.fields if trace else {}),
     }
     where = str(dead_letter.position)
     try:

@@ -11,23 +11,27 @@ alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 
 import aiohttp
 import anyio
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
+from bcs.actors.spans import BATCH_ID, KAFKA
 from bcs.config.settings import Settings
 from bcs.errors import DeadLetterError, KafkaUnavailable, ReplayFailed
 from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
 from bcs.kafka.clients import KafkaClients
+from bcs.observability.tracing import NO_TRACER, Span, SpanDescription, SpanKind, Tracer
 from bcs.ops.dlq.originals import Original, original_of, republish, republish_alone, resolve_again
 from bcs.ops.dlq.reading import DeadLetterReader, dead_letter_of, kafka_answers, position_of
 from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, replay_marker_key
+from bcs.wire.dead_letters.encode import TRACE
+from bcs.wire.tracing import TraceContext, trace_in
 
 _GROUP = 100
 _GROUP_BYTES = 4 * 1024 * 1024
@@ -67,6 +71,7 @@ class Replayer:
     :param url: the URL of the running service, for failed resolutions.
     :param rate: how many dead letters in a second at most; None for no limit.
     :param notify: called with the result of each dead letter.
+    :param tracer: begins a span for each dead letter.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Replayer:
         rate: float | None,
         settings: Settings,
         notify: Callable[[Replayed], None],
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._dead_letters = dead_letters
         self._source = source
@@ -89,6 +95,7 @@ class Replayer:
         self._rate = rate
         self._notify = notify
         self._settings = settings
+        self._tracer = tracer
         self._unwritable: dict[str, str] = {}
         self._started_at: float | None = None
         self._started = 0
@@ -119,6 +126,14 @@ class Replayer:
         await self._replay_group(group)
 
     async def _replay_group(self, group: list[DeadLetter]) -> None:
+        with ExitStack() as ends:
+            spans = {}
+            for dead_letter in group:
+                spans[dead_letter.position] = span = self._tracer.span(_about_replay, dead_letter)
+                ends.callback(span.end)
+            await self._replay_traced(group, spans)
+
+    async def _replay_traced(self, group: list[DeadLetter], spans: Mapping[DeadLetterPosition, Span]) -> None:
         in_flight: list[_Sent] = []
         results: list[Replayed] = []
         acknowledged: list[DeadLetter] = []
@@ -126,7 +141,7 @@ class Replayer:
             for dead_letter in group:
                 await self._keep_to_rate()
                 try:
-                    in_flight.append(await self._send(dead_letter))
+                    in_flight.append(await self._send(dead_letter, spans[dead_letter.position].context))
                 except DeadLetterError as error:
                     results.append(Replayed(dead_letter, error.problem))
         finally:
@@ -152,15 +167,20 @@ class Replayer:
             results += [Replayed(dead_letter, "no acknowledgement in time", away=True) for dead_letter in late]
             for replayed in results:
                 self._notify(replayed)
+            for dead_letter in group:
+                if dead_letter not in acknowledged:
+                    spans[dead_letter.position].fail(ReplayFailed.__name__)
         if group and all(replayed.away for replayed in results):
             raise KafkaUnavailable(results[-1].problem or "")
 
-    async def _send(self, dead_letter: DeadLetter) -> _Sent:
+    async def _send(self, dead_letter: DeadLetter, trace: TraceContext | None) -> _Sent:
         if dead_letter.source_topic in self._unwritable:
             raise ReplayFailed(str(dead_letter.position), self._unwritable[dead_letter.source_topic])
         original = await original_of(dead_letter, self._source)
+        if trace is not None:
+            original = replace(original, headers=(*original.headers, (TRACE, trace.traceparent.encode())))
         if dead_letter.is_resolution:
-            await resolve_again(self._session, self._url, dead_letter, original)
+            await resolve_again(self._session, self._url, dead_letter, original, trace)
             return _Sent(dead_letter, original, None)
         try:
             return _Sent(dead_letter, original, await republish(self._producer, dead_letter, original))
@@ -207,6 +227,24 @@ class Replayer:
         if self._rate is not None:
             await anyio.sleep_until(self._started_at + self._started / self._rate)
         self._started += 1
+
+
+def _about_replay(dead_letter: DeadLetter) -> SpanDescription:
+    cause = dead_letter.trace or trace_in(dead_letter.headers)
+    attributes = {
+        "messaging.destination.name": dead_letter.source_topic,
+        "bcs.dead_letter": str(dead_letter.position),
+        "bcs.dead_letter.reason": dead_letter.reason,
+        **({BATCH_ID: dead_letter.batch_id} if dead_letter.batch_id else {}),
+    }
+    if dead_letter.is_resolution:
+        kind = SpanKind.CLIENT
+    else:
+        kind = SpanKind.PRODUCER
+        attributes |= {**KAFKA, "messaging.operation.type": "send", "messaging.operation.name": "replay"}
+    return SpanDescription(
+        name=f"replay {dead_letter.source_topic}", kind=kind, attributes=attributes, causes=[cause] if cause else []
+    )
 
 
 async def _failure_of(sent: _Sent) -> KafkaError | OSError | None:
