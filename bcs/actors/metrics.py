@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import anyio
@@ -35,6 +36,7 @@ class MetricsPage:
     :param in_flight: the number of messages that were read and are not durable yet.
     :param snapshot: the present state of the supervision tree.
     :param circuit: the state of the circuit breaker before the store.
+    :param credentials: the settings of files of callers and certificates, each with what is wrong, or "".
     :param redis_problem: why Redis counts as unreachable, empty if it does not; None without Redis.
     """
 
@@ -45,6 +47,7 @@ class MetricsPage:
     in_flight: Callable[[], int]
     snapshot: Callable[[], Snapshot]
     circuit: Callable[[], str]
+    credentials: Callable[[], Mapping[str, str]]
     redis_problem: Callable[[], str] | None
 
     def render(self) -> bytes:
@@ -58,9 +61,11 @@ class MetricsPage:
         :param tree: the supervision tree now.
         """
         telemetry = self.runtime.telemetry
+        telemetry.restart_intensity_used.labels(tree.name).set(tree.intensity_used)
         for path, node in tree.iter_flat():
             if node.kind == "dynamic":
                 telemetry.batch_actors.set(node.total_children)
+                telemetry.restart_intensity_used.labels(path).set(node.intensity_used)
             elif path.count("/") > 0 or node.mailbox_capacity is None:
                 continue  # an actor of a batch would make its id a label
             telemetry.mailbox_depth.labels(path).set(node.mailbox_depth)
@@ -75,11 +80,15 @@ class MetricsPage:
             telemetry.redis_up.labels("redis").set(not self.redis_problem())
         for actor in WAITING_ACTORS:
             telemetry.actor_waits.labels(actor).set(self.runtime.waits.longest_seconds(actor))
+        for setting, problem in self.credentials().items():
+            telemetry.credentials_refused.labels(setting).set(bool(problem))
         telemetry.circuit.labels("redis").set(CIRCUIT_STATES[self.circuit()])
 
     def _sample_kafka(self) -> None:
         telemetry, kafka = self.runtime.telemetry, self.kafka
         telemetry.kafka_up.set(kafka.measured_now)
+        lag_seconds = kafka.intake_lag(int(self.runtime.now().timestamp() * 1000)).seconds
+        telemetry.intake_lag.set(nan if lag_seconds is None else lag_seconds)
         for key, lag in kafka.lag().items():
             telemetry.consumer_lag.labels(*key).set(lag)
             written_ms = kafka.offsets[key].note.written_ms

@@ -117,6 +117,11 @@ class RequestGuard:
         """
         self._closes_after_response = True
 
+    def count_from_zero(self, method: str, route: str) -> None:
+        """Show the series of a route's answers and failures before the first one: alerts see only what increases."""
+        for status in (HTTPStatus.OK, HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE):
+            self._series(method, route, status.value)
+
     async def idle(self) -> None:
         """Wait until no request is in flight."""
         while self._in_flight:

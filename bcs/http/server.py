@@ -40,6 +40,8 @@ from bcs.supervision import ActorContext
 _PROTOCOL_LOG = logging.getLogger("bcs.http.protocol")
 _PROTOCOL_LOG.setLevel(logging.CRITICAL)
 # At a stop, each open connection may send one more request for this long: a slow caller may be about to send one.
+# The scopes of BOS's own calls, on whose failures there are alerts.
+_COUNTED_FROM_ZERO = frozenset({Scope.RESOLVE, Scope.REPORT})
 _LAST_REQUESTS_SECONDS = 1.0
 _POLL_SECONDS = 0.01
 # A TCP handshake that has begun is complete after this time.
@@ -251,6 +253,8 @@ class HttpServer:
             expect = _expecting(guard, route.scope, resource.canonical, public=public)
             for accepted in (route.method, "HEAD") if route.method == "GET" else (route.method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)
+            if route.scope in _COUNTED_FROM_ZERO:
+                guard.count_from_zero(route.method, resource.canonical)
             if isinstance(resource, web.PlainResource):
                 exact[route.method, route.path] = guarded
 

@@ -49,6 +49,14 @@ class Telemetry:
                 "bcs_pipeline_resolutions_total", "Pipeline resolutions by outcome.", ["status"], registry=registry
             ).labels
         )
+        self.answers = cache(
+            Counter(
+                "bcs_pipeline_answers_total",
+                "Pipeline resolutions that were answered, by the store that the batch was read from.",
+                ["source"],
+                registry=registry,
+            ).labels
+        )
         self.refusals = Counter(
             "bcs_pipeline_refusals_total", "Pipeline resolutions that were refused.", ["reason"], registry=registry
         )
@@ -205,6 +213,12 @@ class Telemetry:
             "bcs_archive_up", "1 if PostgreSQL responds and takes writes.", ["store"], registry=registry
         )
         self.actor_restarts = Counter("bcs_actor_restarts_total", "Restarts of an actor.", ["actor"], registry=registry)
+        self.restart_intensity_used = Gauge(
+            "bcs_restart_intensity_used_ratio",
+            "Restarts within the period, as a share of the limit: at 1 the next one makes the supervisor give up.",
+            ["supervisor"],
+            registry=registry,
+        )
         self.mailbox_depth = Gauge(
             "bcs_mailbox_depth", "Messages in an actor's mailbox, unacked ones included.", ["actor"], registry=registry
         )
@@ -226,6 +240,12 @@ class Telemetry:
             "Messages after the committed offset of the consumer group. Each replica reports all partitions: "
             "use the maximum over the replicas.",
             ["topic", "partition"],
+            registry=registry,
+        )
+        self.intake_lag = Gauge(
+            "bcs_kafka_intake_lag_seconds",
+            "How long the oldest event has waited that the consumer group has not committed. Grows while the brokers "
+            "do not answer; NaN before their first answer. Each replica reports all partitions.",
             registry=registry,
         )
         self.committed_timestamp = Gauge(
@@ -257,6 +277,12 @@ class Telemetry:
         self.intake_in_flight = Gauge(
             "bcs_intake_in_flight", "Messages that are read and not yet durable.", registry=registry
         )
+        self.credentials_refused = Gauge(
+            "bcs_credentials_unusable",
+            "1 if the files of a setting (callers, certificates) can't be used, or have expired.",
+            ["setting"],
+            registry=registry,
+        )
         self.circuit = Gauge(
             "bcs_circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["dependency"], registry=registry
         )
@@ -283,3 +309,4 @@ class Telemetry:
         # Unknown until the first measurement.
         self.outbox_backlog.set(nan)
         self.outbox_oldest.set(nan)
+        self.intake_lag.set(nan)

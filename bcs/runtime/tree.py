@@ -159,6 +159,8 @@ class Service:
         self.batches = self._batches()
         self.root = self._root()
         count_restarts_from_zero(self.telemetry, self.root.snapshot())
+        for source in (self.persistence.store_name, *([POSTGRESQL] if self.persistence.archive else [])):
+            self.telemetry.answers(source)
 
     async def run(self, stop: anyio.Event, started: Callable[[], None] | None = None) -> bool:
         """Run until `stop` is set, then stop in order.
@@ -243,6 +245,7 @@ class Service:
             kafka=KafkaWatch(runtime=self._runtime, status=self.kafka),
             index=self.persistence.written_index,
         )
+        credentials = [each for each in (self._known_callers, self._tls) if each]
         in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
         page = MetricsPage(
             runtime=self._runtime,
@@ -252,6 +255,7 @@ class Service:
             in_flight=lambda: in_flight.messages,
             snapshot=lambda: self.root.snapshot(),
             circuit=self.persistence.circuit,
+            credentials=lambda: {each.variable: each.problem for each in credentials},
             redis_problem=None if settings.use_mock_repository else partial(problem_of_redis, redis, self.store),
         )
         publisher = Publisher(runtime=self._runtime, outbox=self.outbox, status=self.kafka)
@@ -325,7 +329,7 @@ class Service:
             snapshot=lambda: self.root.snapshot(),
             draining=self._stops,
             definitions=self.definitions,
-            credentials=[each for each in (self._known_callers, self._tls) if each],
+            credentials=credentials,
         )
         actors = ActorHandlers(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")

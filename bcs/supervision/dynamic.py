@@ -158,6 +158,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
             last_error=self._last_error,
             mailbox_depth=len(self._load),
             oldest_message_seconds=self._load.oldest_age_seconds(now),
+            intensity_used=self._window.used(now),
             children=self._children.nodes(self._unresponsive, now, running=self._tasks is not None),
             total_children=len(self._children.by_key),
         )

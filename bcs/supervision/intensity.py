@@ -44,9 +44,20 @@ class RestartWindow:
 
         :param now: the current time, in seconds of a monotonic clock
         """
-        while self._restarts and self._restarts[0] <= now - self._intensity.period_seconds:
-            self._restarts.popleft()
-        if len(self._restarts) >= self._intensity.max_restarts:
+        if self._within(now) >= self._intensity.max_restarts:
             return False
         self._restarts.append(now)
         return True
+
+    def used(self, now: float) -> float:
+        """The share of the limit that is used up: 1.0 if the next restart would be refused.
+
+        :param now: the current time, in seconds of a monotonic clock
+        """
+        most = self._intensity.max_restarts
+        return self._within(now) / most if most else 1.0
+
+    def _within(self, now: float) -> int:
+        while self._restarts and self._restarts[0] <= now - self._intensity.period_seconds:
+            self._restarts.popleft()
+        return len(self._restarts)

@@ -37,6 +37,8 @@ class Snapshot:
     :param mailbox_capacity: None if there is no mailbox
     :param oldest_message_seconds: the age of the oldest envelope, 0.0 when there is none
     :param busy_seconds: the time since the last heartbeat, 0.0 while idle
+    :param intensity_used: the share of a supervisor's restart intensity that is used up, 0.0 for an actor; at 1.0 the
+        next restart makes the supervisor give up
     :param children: in their order; a dynamic supervisor lists at most a hundred, the unresponsive ones first
     :param total_children: the number of all children
     """
@@ -52,6 +54,7 @@ class Snapshot:
     mailbox_capacity: float | None = None
     oldest_message_seconds: float = 0.0
     busy_seconds: float = 0.0
+    intensity_used: float = 0.0
     children: tuple[Snapshot, ...] = ()
     total_children: int = 0
 

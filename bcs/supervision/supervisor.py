@@ -125,6 +125,7 @@ class Supervisor(BaseSupervisor):
             state=self._state(),
             incarnation=self._incarnation,
             last_error=self._last_error,
+            intensity_used=self._window.used(now),
             children=tuple(self._node(child, now) for child in self._children),
             total_children=len(self._children),
         )
@@ -239,6 +240,7 @@ class Supervisor(BaseSupervisor):
             last_error=own.last_error or below.last_error,
             mailbox_depth=own.mailbox_depth + below.mailbox_depth,
             oldest_message_seconds=max(own.oldest_message_seconds, below.oldest_message_seconds),
+            intensity_used=below.intensity_used,
             children=below.children,
             total_children=below.total_children,
         )

@@ -125,6 +125,8 @@ class PipelineResolver:
         try:
             resolved = await self._resolve(command)
             outcome = "success"
+            if not command.dry_run:
+                self.runtime.telemetry.answers(resolved[1]).inc()
         except (RequestRefused, TooManyNewBatches, IntakeBehind) as error:
             self.runtime.telemetry.refusals.labels(_REFUSALS[type(error)]).inc()
             raise

@@ -86,10 +86,14 @@ async def test_an_actor_is_killed_and_comes_back(orchestrator: Orchestrator, nam
 
 
 async def test_http_that_kills_itself_answers_and_keeps_its_backlog(orchestrator: Orchestrator) -> None:
+    assert await orchestrator.metric("bcs_restart_intensity_used_ratio", supervisor="bcs") == 0
     for _ in range(5):
         # Each call has a connection of its own. The second one comes while HTTP is away: it waits, and is served.
         assert (await kill(orchestrator, "http")).status == 202
         assert (await orchestrator.define("any")).status == 200
+    # Five of the ten restarts that a minute may have.
+    assert await orchestrator.metric("bcs_restart_intensity_used_ratio", supervisor="bcs") == 0.5
+    assert await orchestrator.metric("bcs_restart_intensity_used_ratio", supervisor="batches") == 0
 
 
 async def test_a_batch_s_actor_is_killed_by_the_batch_s_id(redis_url: str, module_kafka: str) -> None:

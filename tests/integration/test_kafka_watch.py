@@ -57,6 +57,10 @@ async def is_up(orchestrator: Orchestrator, value: int) -> bool:
     return await orchestrator.metric("bcs_kafka_up") == value
 
 
+async def waits_longer(orchestrator: Orchestrator, seconds: float) -> bool:
+    return (await orchestrator.metric("bcs_kafka_intake_lag_seconds") or 0) > seconds > 0
+
+
 async def test_the_lag_is_told_while_the_intake_is_paused_and_kafka_frozen(
     private_kafka: EmbeddedServer, redis_url: str, batch: str
 ) -> None:
@@ -90,6 +94,9 @@ async def test_the_lag_is_told_while_the_intake_is_paused_and_kafka_frozen(
         await orchestrator.to_run(other)  # what is pruned is announced
         await wait_until(lambda: is_up(orchestrator, 0))
         assert await has_lag(orchestrator, 3), "the last known lag stands, and bcs_kafka_up says that it is old"
+        waited = await orchestrator.metric("bcs_kafka_intake_lag_seconds")
+        assert waited is not None
+        await wait_until(lambda: waits_longer(orchestrator, waited), description="the events wait on")
         # It is measured at intervals of its own.
         await wait_until(partial(has_backlog, orchestrator, 1))
         oldest = await orchestrator.metric("bcs_outbox_oldest_seconds")
@@ -101,6 +108,7 @@ async def test_the_lag_is_told_while_the_intake_is_paused_and_kafka_frozen(
         await platform.send_raw((TOPIC, batch.encode(), b"junk"))
         await wait_until(lambda: is_up(orchestrator, 1))
         await wait_until(lambda: has_lag(orchestrator, 0))
+        assert await orchestrator.metric("bcs_kafka_intake_lag_seconds") == 0
         await wait_until(lambda: orchestrator.metric("bcs_dead_letters_waiting", topic=LETTERS))
         assert await orchestrator.metric("bcs_dead_letters_waiting", topic=LETTERS) == 1
         await wait_until(lambda: outbox_is_empty(orchestrator))

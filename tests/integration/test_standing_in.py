@@ -115,6 +115,7 @@ async def test_a_batch_without_an_archived_registration_gets_no_answer(
 
         await wait_until(answered_by_postgresql)
         await wait_until(lambda: announcement_waits(setup), description="what waits in PostgreSQL is in the metrics")
+        assert (await setup.orchestrator.metric("bcs_pipeline_answers_total", source="postgresql") or 0) >= 1
         assert (await setup.resolve(batch)).status == 503
 
 

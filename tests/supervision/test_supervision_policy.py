@@ -64,6 +64,19 @@ def test_the_window_slides() -> None:
     assert window.allow(19.0)
 
 
+@guarantees(
+    "A supervisor says which share of its restart intensity is used up", topic="Restart intensity and escalation"
+)
+def test_the_used_share_falls_as_the_window_slides() -> None:
+    window = RestartWindow(RestartIntensity(max_restarts=4, period_seconds=10.0))
+    assert window.used(0.0) == 0.0
+    for now in (0.0, 1.0, 2.0):
+        window.allow(now)
+    assert window.used(9.9) == 0.75
+    assert window.used(11.0) == 0.25
+    assert RestartWindow(RestartIntensity(max_restarts=0)).used(0.0) == 1.0
+
+
 @guarantees("An intensity may allow no restart at all", topic="Restart intensity and escalation")
 def test_no_restart_may_be_allowed() -> None:
     assert not RestartWindow(RestartIntensity(max_restarts=0)).allow(0.0)

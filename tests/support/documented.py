@@ -8,6 +8,12 @@ from pathlib import Path
 _OPERATIONS = Path(__file__).parent.parent.parent / "docs" / "operations.md"
 
 
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def lines_of(name: str) -> list[str]:
     """The lines of a block in docs/operations.md."""
     [block] = re.findall(rf"<!-- {name}: begin -->\n```\w*\n(.*?)```", _OPERATIONS.read_text(), re.DOTALL)

@@ -12,6 +12,7 @@ from bcs.config.settings import Settings
 from bcs.observability.telemetry import Telemetry
 from bcs.wire import topics
 from tests.refusals.table import table
+from tests.support.documented import anchors
 from tests.support.law_stories import STORIES, Story, stories_table
 from tests.support.settings_table import settings_table
 
@@ -75,12 +76,6 @@ def test_every_relative_link_leads_somewhere(document: Path) -> None:
 def test_every_module_that_a_document_names_exists(document: Path) -> None:
     for path in re.findall(PATHS, document.read_text()):
         assert any((folder / path).exists() for folder in (ROOT, ROOT / "bcs", ROOT / "bcs/actors")), path
-
-
-def anchors(document: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of a document."""
-    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
