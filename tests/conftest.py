@@ -42,9 +42,6 @@ structlog.configure(
     logger_factory=structlog.stdlib.LoggerFactory(),
 )
 
-# Without compiled modules, each process that a test starts would spend a third of its start on compiling BCS again.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
 # A machine that has much to do is no fault of what is tested: examples have no deadline.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
