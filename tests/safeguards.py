@@ -72,6 +72,75 @@ _DOMAIN = (
         ),
     ),
     Mutation(
+        "definition-each-essay",
+        "After a change of a definition, an essay that ran again does not stand for the others.",
+        "bcs/domain/progress.py",
+        "        if since.complete:\n",
+        "        if since.completed:\n",
+        _in("property/test_changed_definitions", "test_no_essay_is_pruned_that_ran_only_under_the_old_definition"),
+    ),
+    Mutation(
+        "definition-once",
+        "A phase that has completed again under its changed definition does not run once more.",
+        "bcs/domain/progress.py",
+        "        if since.complete:\n            return progress\n",
+        "",
+        _in("integration/test_rerun_when_changed", "test_a_changed_phase_runs_again_until_it_has_completed_again"),
+    ),
+    Mutation(
+        "definition-kept",
+        "Facts are stored with the definition in use of their phase.",
+        "bcs/actors/batches.py",
+        "        if definitions := self.definitions():\n",
+        "        if definitions := dict[str, str]():\n",
+        _in("integration/test_rerun_when_changed", "test_a_changed_phase_runs_again_until_it_has_completed_again"),
+    ),
+    Mutation(
+        "definition-counted",
+        "Where a summary is counted, too, only essays that completed a phase later count for its changed definition.",
+        "bcs/domain/columns.py",
+        "            if since < known:\n",
+        "            if not since:\n",
+        _in("unit/test_columns", "test_facts_of_another_definition_are_counted_as_evaluated"),
+    ),
+    Mutation(
+        "definition-fingerprint",
+        "A stored summary counts only under the definitions that it was made under.",
+        "bcs/domain/law.py",
+        "        if self.definitions:  #",
+        "        if False:  #",
+        _in("unit/test_definitions_version", "test_definitions_change_the_law_only_where_they_are_compared"),
+    ),
+    Mutation(
+        "definition-for-the-release-before",
+        "The release before can read entries of the history that have definitions.",
+        "bcs/storage/history_codec.py",
+        " for fact in entry.facts if not isinstance(fact, RecordedUnder)],",
+        " for fact in entry.facts],",
+        _in("unit/test_history_codec", "test_the_release_before_finds_only_facts_that_it_knows"),
+    ),
+    Mutation(
+        "definition-in-lua",
+        "In Redis, the newest time of a definition stays.",
+        "bcs/storage/redis/merge_script.py",
+        "  ['definition'] = latest,\n",
+        "  ['definition'] = {read = latest.read, supersedes = function() return true end},\n",
+        _in("integration/test_merge_contract", "test_every_register_keeps_what_the_law_says"),
+    ),
+    Mutation(
+        "definition-in-sql",
+        "In PostgreSQL, the newest time of a definition stays.",
+        "bcs/storage/postgres/sql.py",
+        """\
+    ON CONFLICT (batch_key, phase, definition) DO UPDATE SET at_us = excluded.at_us
+        WHERE excluded.at_us > known.at_us
+""",
+        """\
+    ON CONFLICT (batch_key, phase, definition) DO UPDATE SET at_us = excluded.at_us
+""",
+        _in("integration/test_merge_contract", "test_every_register_keeps_what_the_law_says"),
+    ),
+    Mutation(
         "expected-count",
         "A phase is not complete while essays of the registered number are missing.",
         "bcs/domain/progress.py",

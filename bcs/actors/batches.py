@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -93,6 +93,7 @@ class BatchActor:
     :param archive_client: writes facts to the archive; None if there is no archive.
     :param finished: notifies the intake that a message's effect is durable.
     :param process_stops: True once the whole process is to stop.
+    :param definitions: returns phase to the hash of its definition in use, for the phases whose definitions are kept.
     :param commit_slots: limits the commits at the same time, so that a backlog leaves store connections for requests.
     """
 
@@ -102,6 +103,7 @@ class BatchActor:
     dead_letters: DeadLetters
     finished: Callable[[MessagesAcked], None]
     process_stops: Callable[[], bool]
+    definitions: Callable[[], Mapping[str, str]]
     commit_slots: anyio.Semaphore
 
     async def run(self, context: ActorContext[BatchCommand]) -> None:
@@ -187,6 +189,9 @@ class BatchActor:
     ) -> None:
         """Write a group to the archive, then to the store; then notify the senders."""
         await hit(FailPoint.BATCH_RECEIVED, context.name)
+        if definitions := self.definitions():
+            # Once for all attempts, so that all stores get the same facts, whatever a reload changes meanwhile.
+            group = [command.recorded_under(definitions) for command in group]
         archived = False
         # The same for every attempt: the queue of the archive recognises a repeated entry by this time.
         now_us = microseconds(self.runtime.now()) if self.archive_client else 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import compress
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
-from bcs.domain.facts import Fact
+from bcs.domain.facts import Fact, recorded_under
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id, facts_in
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary
@@ -182,6 +183,14 @@ class ApplyFacts:
         """The correlation id of the event or of the request."""
         origin = self.token or self.source
         return origin.correlation_id if origin else None
+
+    def recorded_under(self, definitions: Mapping[str, str]) -> ApplyFacts:
+        """The same facts, with the definitions under which they are recorded.
+
+        :param definitions: see `bcs.domain.facts.recorded_under`.
+        """
+        under = recorded_under(self.facts, definitions)
+        return replace(self, facts=(*self.facts, *under)) if under else self
 
     def entry(self, now_us: int, trace: TraceContext | None = None) -> FactsRecorded:
         """The history entry of these facts.

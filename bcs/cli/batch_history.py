@@ -12,7 +12,15 @@ from rich.text import Text
 from bcs.cli.output import plain
 from bcs.domain.dead_lettered import DEAD_LETTERED
 from bcs.domain.erasure import ErasureRecorded
-from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
+from bcs.domain.facts import (
+    EssayPhaseEnded,
+    Fact,
+    Outcome,
+    PhaseInvalidated,
+    PhaseOutcome,
+    PhaseReported,
+    RecordedUnder,
+)
 from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved
 from bcs.domain.times import format_timestamp
 from bcs.http.documents import OUTCOMES
@@ -89,6 +97,8 @@ def _sentences(facts: Sequence[Fact]) -> list[str]:
             count = invalidated[fact.phase]
             scope = "all essays" if fact.essay_id is None else f"essay {fact.essay_id}"
             sentences[f"{fact.phase} invalidated for {scope if count == 1 else f'{count} essays'}"] = None
+        elif isinstance(fact, RecordedUnder):
+            sentences[f"{fact.phase} under its definition {fact.definition}"] = None
         else:
             named = counted(len(fact.essay_ids), "essay")
             sentences[f"{named} registered, {fact.expected_count} expected"] = None

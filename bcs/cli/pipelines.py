@@ -87,6 +87,10 @@ def show(name: PipelineName, as_json: AsJson = False) -> None:
             branch.add("refused without a prompt")
         if phase.rerun_with_dependencies:
             branch.add("runs again when a phase that it requires runs again")
+        if phase.revision is not None:
+            branch.add(plain(f"revision: {phase.revision}"))
+        if phase.rerun_when_changed:
+            branch.add(plain(f"runs again when its definition changes, now {phase.definition}"))
     present(tree)
 
 

@@ -28,7 +28,7 @@ def _as_written(version: object) -> object:
 Name = Annotated[str, Field(pattern=f"^{PHASE_NAME}$")]
 
 
-# It becomes a label of a metric, and a part of a header.
+# A version becomes a label of a metric, and a part of a header.
 Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/+-]{0,63}$"), BeforeValidator(_as_written)]
 
 
@@ -43,6 +43,8 @@ class _Phase(_Strict):
     rerun_with_dependencies: bool = False
     # Not strict, because YAML has no enumerations.
     complete_when: Annotated[CompleteWhen, Field(strict=False)] = CompleteWhen.EVERY_ESSAY_COMPLETED
+    rerun_when_changed: bool = False
+    revision: Version | None = None
 
 
 class _Pipeline(_Strict):
@@ -169,6 +171,8 @@ def pipelines_yaml(definitions: PipelineDefinitions) -> str:
                 "needs_prompt": phase.needs_prompt,
                 "rerun_with_dependencies": phase.rerun_with_dependencies,
                 "complete_when": phase.complete_when,
+                "rerun_when_changed": phase.rerun_when_changed,
+                "revision": phase.revision,
             }
         )
         for phase in definitions.phases.values()
@@ -193,6 +197,8 @@ def _definitions(file: _File | DraftFile) -> PipelineDefinitions:
                 phase.needs_prompt,
                 phase.rerun_with_dependencies,
                 phase.complete_when,
+                rerun_when_changed=phase.rerun_when_changed,
+                revision=phase.revision,
             )
             for phase in file.phases
         ),

@@ -8,11 +8,19 @@ mark does not depend on its own column alone, `tallying` leaves the batch to `Ev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bcs.domain.facts import Outcome
-from bcs.domain.law import CompletionLaw
-from bcs.domain.progress import BatchSummary, Evaluation, PhaseProgress, are_all_done, are_enough_known
+from bcs.domain.law import CompleteWhen, CompletionLaw
+from bcs.domain.progress import (
+    BatchSummary,
+    Evaluation,
+    OlderDefinition,
+    PhaseProgress,
+    are_all_done,
+    are_enough_known,
+    newest_other_definition,
+)
 from bcs.domain.slices import SLICE, Sliced
 from bcs.domain.state import TIMED, BatchState, Ending, Mark
 
@@ -75,10 +83,16 @@ def tallying(
     phases = registers.phases | by_phase.keys()
     ahead = {required for phase in phases for required in law.upstream(phase)}
     evaluation = Evaluation(registers, law)
+    others = {
+        phase: other
+        for phase in registers.definitions
+        if (other := newest_other_definition(registers, law, phase)) is not None
+    }
     if (
         not known
         or registers.reports
         or registers.invalidations
+        or any(law.policy(phase) is not CompleteWhen.EVERY_ESSAY_COMPLETED for phase in others)
         or any(
             key != TIMED and key not in registers.outcomes.get(phase, ())
             for phase, of_phase in by_phase.items()
@@ -90,7 +104,8 @@ def tallying(
         return None
     counts: dict[str, _Counts] = {}
     for phase in phases | ahead:
-        column = yield from _combining(by_phase.get(phase, ()), registers.outcomes.get(phase, {}))
+        endings = registers.outcomes.get(phase, {})
+        column = yield from _combining(by_phase.get(phase, ()), endings, timed=phase in others)
         completed = 0
         for start in range(0, len(column), _COUNTED_IN_SLICE):
             completed += sum(number & 1 for number in column[start : start + _COUNTED_IN_SLICE])
@@ -114,7 +129,7 @@ def tallying(
                     row not in kept_back and columns.first_seen_us[row] < left_before_us for row in unmarked
                 )
                 yield
-        progress[phase] = PhaseProgress(
+        counted = PhaseProgress(
             enough and are_all_done(law.policy(phase), known, own.completed, own.failed, before, left_out),
             own.completed,
             own.failed,
@@ -122,12 +137,35 @@ def tallying(
             left_out=left_out,
             outcome_at_us=ending.at_us if ending else None,
         )
+        if counted.complete and phase in others:
+            definition, at_us = others[phase]
+            since = yield from _completed_after(own.column, at_us)
+            if since < known:
+                counted = replace(counted, older=OlderDefinition(definition, at_us, since))
+        progress[phase] = counted
     return BatchSummary(version, known, expected, progress)
 
 
-def _combining(of_phase: Sequence[tuple[str, Sequence[int]]], endings: Mapping[str, Ending]) -> Sliced[Sequence[int]]:
-    """One column of several: of each essay's marks, the one that wins."""
-    if len(of_phase) < 2:  # then the times are not needed
+def _completed_after(column: Sequence[int], at_us: int) -> Sliced[int]:
+    """How many essays completed a phase later than a time.
+
+    :param column: of the phase, with the times of all marks.
+    """
+    newest, completed = mark_number(Outcome.FAILED, at_us), 0
+    for start in range(0, len(column), SLICE):
+        completed += sum(number & 1 for number in column[start : start + SLICE] if number > newest)
+        yield
+    return completed
+
+
+def _combining(
+    of_phase: Sequence[tuple[str, Sequence[int]]], endings: Mapping[str, Ending], *, timed: bool
+) -> Sliced[Sequence[int]]:
+    """One column of several: of each essay's marks, the one that wins.
+
+    :param timed: True if the marks on lists need their times.
+    """
+    if not of_phase or (len(of_phase) == 1 and not (timed and of_phase[0][0] != TIMED)):
         return of_phase[0][1] if of_phase else ()
     combined = [NO_MARK] * len(of_phase[0][1])
     for key, column in of_phase:

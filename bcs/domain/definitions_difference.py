@@ -37,10 +37,24 @@ class PlanChange:
     after: tuple[str, ...] | None
 
 
+@dataclass(frozen=True, slots=True)
+class DefinitionChange:
+    """A phase runs again, for the batches that completed it under the definition before.
+
+    :param before: the hash of its definition before.
+    :param after: the hash of its definition now.
+    """
+
+    phase: str
+    before: str
+    after: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """What definitions change, compared with others.
 
+    :param runs_again: the phases with `rerun_when_changed`, before and now, whose definitions differ.
     :param plans: of pipelines, and of phases that both definitions have. A new phase has a plan of its own, too.
     """
 
@@ -49,6 +63,7 @@ class Difference:
     phases_added: tuple[str, ...]
     phases_removed: tuple[str, ...]
     options: tuple[OptionChange, ...]
+    runs_again: tuple[DefinitionChange, ...]
     plans: tuple[PlanChange, ...]
 
     @property
@@ -66,6 +81,11 @@ class Difference:
             yield f"phase {phase}: removed"
         for change in self.options:
             yield f"phase {change.phase}: {change.option} is {_shown(change.after)}, before {_shown(change.before)}"
+        for again in self.runs_again:
+            yield (
+                f"phase {again.phase}: runs again for batches that completed it under the definition before "
+                f"({again.before} → {again.after})"
+            )
         for plan in self.plans:
             if plan.before is None:
                 yield f"pipeline {plan.pipeline}: added, runs {_shown(plan.after or ())}"
@@ -88,6 +108,14 @@ def difference(before: PipelineDefinitions, after: PipelineDefinitions) -> Diffe
             if name in after.phases
             for change in _options(phase, after.phases[name])
         ),
+        runs_again=tuple(
+            DefinitionChange(name, phase.definition, after.phases[name].definition)
+            for name, phase in before.phases.items()
+            if phase.rerun_when_changed
+            and name in after.phases
+            and after.phases[name].rerun_when_changed
+            and after.phases[name].definition != phase.definition
+        ),
         plans=tuple(_plans(before, after)),
     )
 
@@ -98,6 +126,8 @@ def _options(before: Phase, after: Phase) -> Iterator[OptionChange]:
         ("needs_prompt", before.needs_prompt, after.needs_prompt),
         ("rerun_with_dependencies", before.rerun_with_dependencies, after.rerun_with_dependencies),
         ("complete_when", before.complete_when.value, after.complete_when.value),
+        ("rerun_when_changed", before.rerun_when_changed, after.rerun_when_changed),
+        ("revision", before.revision or (), after.revision or ()),
     )
     for option, old, new in pairs:
         if old != new:

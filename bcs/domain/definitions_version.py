@@ -1,4 +1,4 @@
-"""What tells two sets of pipeline definitions apart: the version in their file, and a hash of their content."""
+"""What tells pipeline definitions apart: the version in their file, a hash of their content, a hash of each phase."""
 
 from __future__ import annotations
 
@@ -38,4 +38,16 @@ def content_hash_of(phases: Mapping[str, Mapping[str, Any]], plans: Mapping[str,
     :param plans: each name that can be requested, to its phases in the order in which they run.
     """
     text = json.dumps([phases, {name: list(plan) for name, plan in plans.items()}], sort_keys=True)
+    return blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def definition_hash_of(phase: str, requires: Iterable[str], revision: str | None) -> str:
+    """The hash of one phase's definition: of what decides about its results, and of nothing else.
+
+    The options of the phase decide when it runs and when it counts as complete, so they are not in it. Nor are the
+    definitions of the phases that it requires; `rerun_with_dependencies` is for these.
+
+    :param requires: in any order.
+    """
+    text = json.dumps([phase, sorted(requires), revision])
     return blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()

@@ -69,6 +69,10 @@ class Cause(StrEnum):
     """The phase runs again after phases that run because of what the request forces."""
     DEPENDENCY_RUNS_AGAIN = "dependency_runs_again"
     """The phase runs again after phases that it requires."""
+    DEFINITION_CHANGED = "definition_changed"
+    """The definition of the phase has changed since the phase completed; these many essays completed it later."""
+    DEFINITION_UNKNOWN = "definition_unknown"
+    """Under which definition the phase completed is not known; it counts as unchanged."""
     ASSUMED_COMPLETED = "assumed_completed"
     """The request assumes that the phase is complete."""
     ASSUMED_FAILED = "assumed_failed"
@@ -140,6 +144,7 @@ class PhaseCause:
     :param at_us: the time of the fact, or of the newest of several, in microseconds since 1970 UTC.
     :param status: the status of an outcome.
     :param phases: the required phases that run again.
+    :param definitions: the hashes of the phase's definition before and now.
     """
 
     cause: Cause
@@ -148,6 +153,7 @@ class PhaseCause:
     at_us: int | None = None
     status: str | None = None
     phases: tuple[str, ...] = ()
+    definitions: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +270,7 @@ def explaining_phase(
             causes.append(PhaseCause(cause=Cause.ASSUMED_COMPLETED))
         elif progress.complete:
             found = yield from _completed(evaluation, state, phase, facts)
+            causes += _about_definition(state, phase, decision)
             causes += found[0]
             decided_by = found[1]
         else:
@@ -280,6 +287,23 @@ def explaining_phase(
         causes=tuple(causes),
         decided_by=decided_by,
     )
+
+
+def _about_definition(state: BatchState, phase: Phase, decision: Decision) -> list[PhaseCause]:
+    """What the definition of a complete phase has to do with the decision."""
+    changed = decision.changed
+    if changed is not None:
+        return [
+            PhaseCause(
+                cause=Cause.DEFINITION_CHANGED,
+                count=changed.completed_since,
+                at_us=changed.at_us,
+                definitions=(changed.before, changed.after),
+            )
+        ]
+    if phase.rerun_when_changed and not state.definitions.get(phase.name):
+        return [PhaseCause(cause=Cause.DEFINITION_UNKNOWN)]
+    return []
 
 
 def _completed(
@@ -502,6 +526,12 @@ def _text(one: PhaseCause) -> str:
             return f"it must follow {' and '.join(one.phases)}, because of what the request forces"
         case Cause.DEPENDENCY_RUNS_AGAIN:
             return f"it must follow {' and '.join(one.phases)}, which {'run' if len(one.phases) > 1 else 'runs'} again"
+        case Cause.DEFINITION_CHANGED if one.definitions is not None:
+            before, after = one.definitions
+            since = f", and {_essays(count)} completed it since" if count else ""
+            return f"its definition changed since {at} ({before} → {after}){since}"
+        case Cause.DEFINITION_UNKNOWN:
+            return "under which definition it completed is not known, so it counts as unchanged"
         case Cause.ASSUMED_COMPLETED:
             return "it is assumed to be complete"
         case Cause.ASSUMED_FAILED:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
@@ -77,6 +77,19 @@ class PhaseInvalidated:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedUnder:
+    """Facts about how a phase ended, up to this time, were recorded while this definition of the phase was in use.
+
+    :param definition: the hash of the definition, see `Phase.definition`.
+    :param at_us: the newest time of these facts, in microseconds since 1970 UTC.
+    """
+
+    phase: str
+    definition: str
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class EssaysRegistered:
     """The essays of a batch were registered, with the number of essays that are expected in all.
 
@@ -88,7 +101,19 @@ class EssaysRegistered:
     at_us: int
 
 
-Fact = EssayPhaseEnded | PhaseOutcome | PhaseReported | PhaseInvalidated | EssaysRegistered
+Fact = EssayPhaseEnded | PhaseOutcome | PhaseReported | PhaseInvalidated | RecordedUnder | EssaysRegistered
+
+
+def recorded_under(facts: Iterable[Fact], definitions: Mapping[str, str]) -> tuple[RecordedUnder, ...]:
+    """Under which definitions facts are recorded.
+
+    :param definitions: phase to the hash of the definition in use, for the phases whose definitions are kept.
+    """
+    times: dict[str, int] = {}
+    for fact in facts:
+        if isinstance(fact, EssayPhaseEnded | PhaseOutcome | PhaseReported) and fact.phase in definitions:
+            times[fact.phase] = max(fact.at_us, times.get(fact.phase, fact.at_us))
+    return tuple(RecordedUnder(phase, definitions[phase], at_us) for phase, at_us in times.items())
 
 
 def parts_of(fact: Fact, essays: int) -> Iterator[Fact]:

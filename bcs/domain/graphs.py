@@ -57,7 +57,7 @@ def standings_of(resolution: Resolution) -> dict[str, PhaseInGraph]:
         if not decision.runs:
             settled = decision.reason is Reason.SETTLED
             standing = PhaseStanding.SETTLED if settled else PhaseStanding.COMPLETE
-        elif decision.reason is Reason.DEPENDENCY_RUNS_AGAIN:
+        elif decision.reason in (Reason.DEPENDENCY_RUNS_AGAIN, Reason.DEFINITION_CHANGED):
             standing = PhaseStanding.RUNS_AGAIN
         elif decision.failed:
             standing = PhaseStanding.FAILED

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from hashlib import blake2b
 from types import MappingProxyType
+from typing import Any
 
 LAW_VERSION = 2
 """Rises when the same state can lead to another answer; stored summaries of another version are not used."""
@@ -25,6 +26,8 @@ class CompletionLaw:
     :param requires: phase to the phases that it requires directly; without a cycle.
     :param complete_when: phase to its policy; `EVERY_ESSAY_COMPLETED` for a phase that is not in the mapping.
     :param require_registration: the essays of a batch that is not registered never make a phase complete.
+    :param definitions: phase to the hash of its definition, for the phases that run again when it changes.
+    :ivar definitions: the same.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class CompletionLaw:
         complete_when: Mapping[str, CompleteWhen] | None = None,
         *,
         require_registration: bool = False,
+        definitions: Mapping[str, str] | None = None,
     ) -> None:
         direct = {phase: tuple(required) for phase, required in requires.items()}
         policies = dict(complete_when or {})
@@ -42,7 +46,14 @@ class CompletionLaw:
         )
         self._complete_when: Mapping[str, CompleteWhen] = MappingProxyType(policies)
         self.require_registration = require_registration
-        parts = [LAW_VERSION, require_registration, sorted((p, sorted(r), self.policy(p)) for p, r in direct.items())]
+        self.definitions: Mapping[str, str] = MappingProxyType(dict(definitions or {}))
+        parts: list[Any] = [
+            LAW_VERSION,
+            require_registration,
+            sorted((p, sorted(r), self.policy(p)) for p, r in direct.items()),
+        ]
+        if self.definitions:  # without any, the fingerprint is that of a release without definitions
+            parts.append(sorted(self.definitions.items()))
         self.fingerprint = blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
         """Identifies the stored summaries that were made under this law; 16 hexadecimal digits."""
 

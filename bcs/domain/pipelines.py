@@ -5,11 +5,11 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
 
-from bcs.domain.definitions_version import DefinitionsVersion, content_hash_of
+from bcs.domain.definitions_version import DefinitionsVersion, content_hash_of, definition_hash_of
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.errors import (
     DependencyCycle,
@@ -63,6 +63,8 @@ class Phase:
     :param needs_prompt: requests for this phase are refused for a batch without an essay prompt.
     :param rerun_with_dependencies: the phase runs again, although complete, when a phase that it requires runs again.
     :param complete_when: the policy that decides when the phase counts as complete.
+    :param rerun_when_changed: the phase runs again, although complete, when its definition has changed since.
+    :param revision: the operator's name for the processing; it changes when the results may be others than before.
     """
 
     name: str
@@ -70,6 +72,14 @@ class Phase:
     needs_prompt: bool = False
     rerun_with_dependencies: bool = False
     complete_when: CompleteWhen = CompleteWhen.EVERY_ESSAY_COMPLETED
+    _: KW_ONLY
+    rerun_when_changed: bool = False
+    revision: str | None = None
+
+    @property
+    def definition(self) -> str:
+        """The hash of what decides about the results of the phase; see `definition_hash_of`."""
+        return definition_hash_of(self.name, self.requires, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +154,7 @@ class PipelineDefinitions:
             {phase.name: phase.requires for phase in phases},
             {phase.name: phase.complete_when for phase in phases},
             require_registration=require_registration,
+            definitions={phase.name: phase.definition for phase in phases if phase.rerun_when_changed},
         )
 
     def plan(self, requested: str) -> tuple[Phase, ...]:
@@ -261,4 +272,4 @@ def _hash(phases: Mapping[str, Phase], plans: Mapping[str, tuple[Phase, ...]]) -
     )
 
 
-_OPTIONS = ("needs_prompt", "rerun_with_dependencies", "complete_when")
+_OPTIONS = ("needs_prompt", "rerun_with_dependencies", "complete_when", "rerun_when_changed", "revision")

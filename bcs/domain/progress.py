@@ -7,7 +7,7 @@ for every essay that had joined by then; an outcome without lists counts for the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -17,6 +17,20 @@ from bcs.domain.slices import Sliced, at_once, in_slices
 from bcs.domain.state import ALL_ESSAYS, BatchState, Ending, Mark
 
 _NEVER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class OlderDefinition:
+    """A phase is complete, but not by the facts alone that were recorded under the definition in use.
+
+    :param definition: the hash of the definition under which the newest of the other facts were recorded.
+    :param at_us: the time of the newest of them, in microseconds since 1970 UTC.
+    :param completed_since: essays that completed the phase later.
+    """
+
+    definition: str
+    at_us: int
+    completed_since: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +44,7 @@ class PhaseProgress:
     :param left_out: other essays without a mark for this phase that had joined before the newest outcome.
     :param covered: a report counts for every known essay, and for the expected essays that no event has named.
     :param outcome_at_us: the time of the newest outcome that still counts; None where there is none.
+    :param older: set if the phase is complete only by facts of an older definition, and is to run again for that.
     """
 
     complete: bool
@@ -40,6 +55,7 @@ class PhaseProgress:
     left_out: int = 0
     covered: bool = False
     outcome_at_us: int | None = None
+    older: OlderDefinition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +220,25 @@ class Evaluation:
 
     def progressing(self, phase: str) -> Sliced[PhaseProgress]:
         """`progress` in slices."""
+        progress = yield from self._counting(phase)
+        other = newest_other_definition(self._state, self._law, phase) if progress.complete else None
+        if other is None:
+            return progress
+        definition, at_us = other
+        since = yield from self._newer_than(phase, at_us)._counting(phase)
+        if since.complete:
+            return progress
+        return replace(progress, older=OlderDefinition(definition, at_us, since.completed))
+
+    def _newer_than(self, phase: str, at_us: int) -> Evaluation:
+        """An evaluation for which the facts about a phase count that are newer, and all facts about other phases."""
+        invalidations = dict(self._state.invalidations)
+        times = invalidations.get(phase, {})
+        invalidations[phase] = {**times, ALL_ESSAYS: max(at_us + 1, times.get(ALL_ESSAYS, _NEVER))}
+        return Evaluation(replace(self._state, invalidations=invalidations), self._law)
+
+    def _counting(self, phase: str) -> Sliced[PhaseProgress]:
+        """The progress of a phase, whatever the definitions of its facts."""
         state, ending = self._state, self.outcome(phase)
         outcome_at_us = ending.at_us if ending else None
         known = state.first_seen_us
@@ -347,6 +382,21 @@ class Evaluation:
         if not times:
             return _NEVER
         return max(times.get(ALL_ESSAYS, _NEVER), times.get(essay_id, _NEVER))
+
+
+def newest_other_definition(state: BatchState, law: CompletionLaw, phase: str) -> tuple[str, int] | None:
+    """The definition, other than that in use, under which facts of a phase were recorded last, and their newest time.
+
+    :returns: None if no fact is known to be recorded under another definition, or if the phase does not run again when
+        its definition changes.
+    """
+    in_use = law.definitions.get(phase)
+    recorded = state.definitions.get(phase)
+    if in_use is None or not recorded:
+        return None
+    others = ((at_us, definition) for definition, at_us in recorded.items() if definition != in_use)
+    at_us, definition = max(others, default=(_NEVER, ""))
+    return (definition, at_us) if definition else None
 
 
 def are_all_done(

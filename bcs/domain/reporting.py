@@ -38,6 +38,9 @@ def _timed_facts(state: BatchState, phase: str) -> Iterator[_TimedFact]:
         yield _TimedFact(ending.at_us, "phase_outcome")
     if phase in state.reports:
         yield _TimedFact(state.reports[phase].at_us, "phase_reported")
+    for at_us in state.definitions.get(phase, {}).values():
+        # The state has this fact, but for a late copy of an outcome, of which it has the earliest.
+        yield _TimedFact(at_us, "phase_outcome")
     for essay_or_all, at_us in state.invalidations.get(phase, {}).items():
         yield _TimedFact(at_us, "phase_invalidated", essay_or_all)
     for essay_id, since_us in state.first_seen_us.items():

@@ -26,12 +26,29 @@ class Reason(StrEnum):
     ESSAYS_OUTSTANDING = "essays_outstanding"
     ESSAYS_MISSING = "essays_missing"
     NOT_REGISTERED = "not_registered"
+    DEFINITION_CHANGED = "definition_changed"
     DEPENDENCY_RUNS_AGAIN = "dependency_runs_again"
     FORCED = "forced"
     DOWNSTREAM_OF_FORCED = "downstream_of_forced"
     ASSUMED_COMPLETED = "assumed_completed"
     ASSUMED_FAILED = "assumed_failed"
     NOT_SELECTED = "not_selected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedDefinition:
+    """The definition of a phase has changed since the phase completed.
+
+    :param before: the hash of the definition under which the newest of the other facts were recorded.
+    :param after: the hash of the definition in use.
+    :param at_us: the time of the newest fact under another definition, in microseconds since 1970 UTC.
+    :param completed_since: essays that completed the phase later.
+    """
+
+    before: str
+    after: str
+    at_us: int
+    completed_since: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,7 @@ class Decision:
     :param forced: the request forces the phase to run.
     :param selected: False if the request leaves the phase out: then it neither runs nor is pruned.
     :param run_again_after: the required phases because of which a complete phase runs again.
+    :param changed: set if a complete phase runs again because its definition has changed.
     """
 
     phase: str
@@ -62,6 +80,7 @@ class Decision:
     forced: bool = False
     selected: bool = True
     run_again_after: tuple[str, ...] = ()
+    changed: ChangedDefinition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +201,19 @@ def _decide(
         progress = PhaseProgress(False, 0, summary.known)
     forced, selected = phase.name in selection.forced, phase.name in selection.selected
     run_again_after: tuple[str, ...] = ()
+    changed: ChangedDefinition | None = None
     if not selected:
         reason, reason_text = Reason.NOT_SELECTED, "the request leaves it out"
     elif not progress.complete:
         reason, reason_text = _why_incomplete(phase, summary, progress, options)
+    elif progress.older is not None:
+        changed = ChangedDefinition(
+            before=progress.older.definition,
+            after=phase.definition,
+            at_us=progress.older.at_us,
+            completed_since=progress.older.completed_since,
+        )
+        reason, reason_text = Reason.DEFINITION_CHANGED, _why_changed(summary, changed)
     elif forced:
         reason, reason_text = Reason.FORCED, "the request forces it to run, although it is complete"
     elif again:
@@ -211,6 +239,7 @@ def _decide(
         forced=forced,
         selected=selected,
         run_again_after=run_again_after,
+        changed=changed,
     )
 
 
@@ -281,6 +310,12 @@ def _why_complete(summary: BatchSummary, progress: PhaseProgress) -> tuple[Reaso
     ]
     counts = ", ".join(f"{count} {text}" for count, text in others if count)
     return Reason.SETTLED, f"{progress.completed} of {_essays(known)}{seen} completed it, {counts}{addition}"
+
+
+def _why_changed(summary: BatchSummary, changed: ChangedDefinition) -> str:
+    since = f", and {_have_completed(changed.completed_since, summary.known)} since" if changed.completed_since else ""
+    when = format_timestamp(changed.at_us)
+    return f"its definition changed since it completed on {when} ({changed.before} → {changed.after}){since}"
 
 
 def _essays(count: int) -> str:

@@ -20,6 +20,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
 )
 from bcs.domain.slices import Sliced, at_once
 
@@ -98,6 +99,8 @@ class BatchState:
     :param outcomes: phase to repeat key to ending; under `TIMED` the newest ending that carries its own time.
     :param reports: phase to the newest phase report.
     :param invalidations: phase to essay, or `ALL_ESSAYS`, to the time before which nothing counts.
+    :param definitions: phase to the hash of a definition to the newest time of a fact that was recorded under it; see
+        `RecordedUnder`.
     :param first_seen_us: every known essay of the batch to the earliest time of a fact that names it.
     :param expected: how many essays the batch was registered with; None where it was not registered.
     """
@@ -107,6 +110,7 @@ class BatchState:
     outcomes: dict[str, dict[str, Ending]] = field(default_factory=dict)
     reports: dict[str, Mark] = field(default_factory=dict)
     invalidations: dict[str, dict[str | None, int]] = field(default_factory=dict)
+    definitions: dict[str, dict[str, int]] = field(default_factory=dict)
     first_seen_us: dict[str, int] = field(default_factory=dict)
     expected: Expected | None = None
 
@@ -119,13 +123,14 @@ class BatchState:
             or self.outcomes
             or self.reports
             or self.invalidations
+            or self.definitions
             or self.first_seen_us
             or self.expected
         )
 
     @property
     def phases(self) -> set[str]:
-        """The phases that any register has a value for."""
+        """The phases that any register has a value for; a definition alone says nothing about a phase."""
         return (
             self.essay_marks.keys()
             | self.outcome_marks.keys()
@@ -180,6 +185,11 @@ class BatchState:
             for essay_or_all, at_us in times.items():
                 if at_us > invalidated.get(essay_or_all, -1):
                     invalidated[essay_or_all] = changed.invalidations.setdefault(phase, {})[essay_or_all] = at_us
+        for phase, under in delta.definitions.items():
+            recorded = self.definitions.setdefault(phase, {})
+            for definition, at_us in under.items():
+                if at_us > recorded.get(definition, -1):
+                    recorded[definition] = changed.definitions.setdefault(phase, {})[definition] = at_us
         for essay, since_us in delta.first_seen_us.items():
             if essay not in self.first_seen_us or since_us < self.first_seen_us[essay]:
                 self.first_seen_us[essay] = changed.first_seen_us[essay] = since_us
@@ -202,7 +212,9 @@ class BatchState:
 
         :param registers: how many registers of essays a part has at most. The first part has all other registers.
         """
-        yield BatchState(outcomes=self.outcomes, reports=self.reports, expected=self.expected)
+        yield BatchState(
+            outcomes=self.outcomes, reports=self.reports, definitions=self.definitions, expected=self.expected
+        )
         for seen in _slices(self.first_seen_us, registers):
             yield BatchState(first_seen_us=seen)
         for phase, marks in self.essay_marks.items():
@@ -237,6 +249,8 @@ def delta_of(facts: Iterable[Fact]) -> BatchState:
             # Without `merge`: one request may name thousands of essays.
             times = delta.invalidations.setdefault(fact.phase, {})
             times[fact.essay_id] = max(fact.at_us, times.get(fact.essay_id, fact.at_us))
+        elif isinstance(fact, RecordedUnder):
+            delta.merge(BatchState(definitions={fact.phase: {fact.definition: fact.at_us}}))
         else:
             delta.merge(_registered(fact))
     return delta

@@ -32,6 +32,20 @@ Warnings = Sequence[str]
 
 
 @described
+class ChangedDefinition(TypedDict):
+    """The definition of a phase has changed since the phase completed."""
+
+    before: str
+    """The hash of the definition under which the newest of the other facts were recorded."""
+    after: str
+    """The hash of the definition in use."""
+    completed_at: Timestamp
+    """The time of the newest fact under another definition."""
+    completed_since: Count
+    """Essays that completed the phase later."""
+
+
+@described
 class Decision(TypedDict):
     """The decision about one phase of the pipeline, and its reason."""
 
@@ -47,6 +61,8 @@ class Decision(TypedDict):
     """Essays that failed in the phase, or in a phase that it requires."""
     left_out: Count
     """Essays that the phase's newest outcome does not list."""
+    definition_changed: NotRequired[ChangedDefinition]
+    """Of the reason `definition_changed`."""
 
 
 class Resolution(TypedDict):
@@ -310,6 +326,16 @@ class PhaseInvalidated(TypedDict):
 
 
 @described
+class RecordedUnder(TypedDict):
+    """Facts about how a phase ended, up to this time, were recorded while this definition of the phase was in use."""
+
+    fact: Literal["recorded_under"]
+    phase: str
+    definition: str
+    at: Timestamp
+
+
+@described
 class EssaysRegistered(TypedDict):
     """The essays of the batch were registered."""
 
@@ -320,7 +346,7 @@ class EssaysRegistered(TypedDict):
 
 
 Fact = Annotated[
-    EssayPhaseEnded | PhaseOutcome | PhaseReported | PhaseInvalidated | EssaysRegistered,
+    EssayPhaseEnded | PhaseOutcome | PhaseReported | PhaseInvalidated | RecordedUnder | EssaysRegistered,
     Field(discriminator="fact"),
 ]
 
@@ -562,6 +588,10 @@ class DefinedPhase(TypedDict):
     needs_prompt: bool
     rerun_with_dependencies: bool
     complete_when: CompleteWhen
+    rerun_when_changed: bool
+    revision: str | None
+    definition: str
+    """The hash of the definition: of the name, what the phase requires, and its revision."""
 
 
 @described
@@ -606,12 +636,22 @@ class PlanChange(TypedDict):
 
 
 @described
+class DefinitionChange(TypedDict):
+    """A phase runs again, for the batches that completed it under the definition before."""
+
+    phase: str
+    before: str
+    after: str
+
+
+@described
 class Difference(TypedDict):
     """What definitions change."""
 
     phases_added: Sequence[str]
     phases_removed: Sequence[str]
     options_changed: Sequence[OptionChange]
+    runs_again: Sequence[DefinitionChange]
     pipelines_changed: Sequence[PlanChange]
     changes: Sequence[str]
     """Each change as a sentence."""

@@ -14,7 +14,15 @@ from pydantic_core import to_json
 from bcs.domain.definitions_difference import Difference
 from bcs.domain.definitions_version import DefinitionsVersion
 from bcs.domain.erasure import ErasureRecorded
-from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
+from bcs.domain.facts import (
+    EssayPhaseEnded,
+    Fact,
+    Outcome,
+    PhaseInvalidated,
+    PhaseOutcome,
+    PhaseReported,
+    RecordedUnder,
+)
 from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved, Position
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import BlockingEssay, PhaseExplanation
@@ -322,6 +330,9 @@ def pipeline_document(definitions: PipelineDefinitions, name: str) -> answers.De
                 "needs_prompt": phase.needs_prompt,
                 "rerun_with_dependencies": phase.rerun_with_dependencies,
                 "complete_when": phase.complete_when,
+                "rerun_when_changed": phase.rerun_when_changed,
+                "revision": phase.revision,
+                "definition": phase.definition,
             }
             for phase in definitions.plan(name)
         ],
@@ -337,6 +348,7 @@ def difference_document(found: Difference) -> answers.Difference:
             {"phase": one.phase, "option": one.option, "before": one.before, "after": one.after}
             for one in found.options
         ],
+        "runs_again": [{"phase": one.phase, "before": one.before, "after": one.after} for one in found.runs_again],
         "pipelines_changed": [
             {"pipeline": one.pipeline, "before": one.before, "after": one.after} for one in found.plans
         ],
@@ -375,6 +387,8 @@ def _fact(fact: Fact) -> answers.Fact:
         return {"fact": "phase_reported", "phase": fact.phase, "outcome": OUTCOMES[fact.outcome], "at": at}
     if isinstance(fact, PhaseInvalidated):
         return {"fact": "phase_invalidated", "phase": fact.phase, "essay_id": fact.essay_id, "at": at}
+    if isinstance(fact, RecordedUnder):
+        return {"fact": "recorded_under", "phase": fact.phase, "definition": fact.definition, "at": at}
     return {
         "fact": "essays_registered",
         "essay_ids": list(fact.essay_ids),

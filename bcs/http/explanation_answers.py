@@ -54,6 +54,10 @@ class CauseOfDecision(TypedDict):
     """The status in the outcome."""
     phases: NotRequired[Sequence[str]]
     """The required phases that run again."""
+    definition_before: NotRequired[str]
+    """The hash of the definition before."""
+    definition: NotRequired[str]
+    """The hash of the definition in use."""
 
 
 @described
@@ -105,6 +109,18 @@ class ExplainedEssay(TypedDict):
 
 
 @described
+class OlderDefinition(TypedDict):
+    """The phase is complete, but not by the facts alone that were recorded under the definition in use."""
+
+    definition: str
+    """The hash of the definition under which the newest of the other facts were recorded."""
+    at: Timestamp
+    """The time of the newest of them."""
+    completed_since: Count
+    """Essays that completed the phase later."""
+
+
+@described
 class ExplainedPhase(TypedDict):
     """The decision about one phase, and everything that implies it. The counts are those of the whole batch."""
 
@@ -121,6 +137,12 @@ class ExplainedPhase(TypedDict):
     """True if the phase runs again when a phase that it requires runs again."""
     runs_again_after: Sequence[str]
     complete_when: CompleteWhen
+    rerun_when_changed: bool
+    """True if the phase runs again when its definition changes."""
+    definition: str
+    """The hash of the definition in use."""
+    older_definition: OlderDefinition | None
+    """Set if the phase is complete only by facts of an older definition, and is to run again for that."""
     complete: bool
     """Whether the phase is complete, whatever the request forces or assumes."""
     complete_since: Timestamp | None

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from bcs.domain.explanation import DecidingFact, ExplainedPhase, PhaseCause
 from bcs.domain.history import ArchivedEntry, FactsRecorded
-from bcs.domain.progress import Evaluation
+from bcs.domain.progress import Evaluation, OlderDefinition
 from bcs.domain.resolution import Resolution
 from bcs.domain.resolve_options import ResolveOptions
 from bcs.domain.slices import Sliced
@@ -119,6 +119,9 @@ def _phase(of: ExplainedPhase, entries: Mapping[DecidingFact, ArchivedEntry]) ->
         "rerun_with_dependencies": of.phase.rerun_with_dependencies,
         "runs_again_after": decision.run_again_after,
         "complete_when": of.phase.complete_when,
+        "rerun_when_changed": of.phase.rerun_when_changed,
+        "definition": of.phase.definition,
+        "older_definition": _older(progress.older),
         "complete": progress.complete,
         "complete_since": None if since_us is None else format_timestamp(since_us),
         "assumed": None if of.assumed is None else OUTCOMES[of.assumed],
@@ -147,6 +150,8 @@ def _cause(cause: PhaseCause) -> answers.CauseOfDecision:
         document["status"] = cause.status
     if cause.phases:
         document["phases"] = cause.phases
+    if cause.definitions is not None:
+        document["definition_before"], document["definition"] = cause.definitions
     return document
 
 
@@ -155,6 +160,13 @@ def _outcome(ending: Ending | None) -> answers.EndedPhase | None:
         return None
     at = format_timestamp(ending.at_us)
     return {"status": ending.status, "at": at, "speaks_for_all": ending.speaks_for_all}
+
+
+def _older(older: OlderDefinition | None) -> answers.OlderDefinition | None:
+    if older is None:
+        return None
+    at = format_timestamp(older.at_us)
+    return {"definition": older.definition, "at": at, "completed_since": older.completed_since}
 
 
 def _decided_by(

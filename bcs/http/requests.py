@@ -11,8 +11,9 @@ from pydantic_core import from_json, to_json
 
 from bcs.config.pipelines import DraftFile
 from bcs.domain.pipelines import PipelineDefinitions
-from bcs.domain.resolution import Resolution
+from bcs.domain.resolution import Decision, Resolution
 from bcs.domain.resolve_options import PLAIN, Force, ResolveOptions
+from bcs.domain.times import format_timestamp
 from bcs.errors import BcsError, ConfigurationError
 from bcs.http import answers
 from bcs.http.misspelt import Fields, misspelt_fields
@@ -282,20 +283,29 @@ def pipeline_answer(batch_id: str, resolution: Resolution) -> answers.Resolution
         "registered": resolution.registered,
         "essays_known": resolution.known,
         "essays_expected": resolution.expected,
-        "decisions": [
-            {
-                "phase": decision.phase,
-                "runs": decision.runs,
-                "reason": decision.reason,
-                "reason_text": decision.reason_text,
-                "complete_when": decision.complete_when,
-                "completed": decision.completed,
-                "failed": decision.failed,
-                "left_out": decision.left_out,
-            }
-            for decision in resolution.decisions
-        ],
+        "decisions": [_decision(decision) for decision in resolution.decisions],
     }
+
+
+def _decision(decision: Decision) -> answers.Decision:
+    document: answers.Decision = {
+        "phase": decision.phase,
+        "runs": decision.runs,
+        "reason": decision.reason,
+        "reason_text": decision.reason_text,
+        "complete_when": decision.complete_when,
+        "completed": decision.completed,
+        "failed": decision.failed,
+        "left_out": decision.left_out,
+    }
+    if decision.changed is not None:
+        document["definition_changed"] = {
+            "before": decision.changed.before,
+            "after": decision.changed.after,
+            "completed_at": format_timestamp(decision.changed.at_us),
+            "completed_since": decision.changed.completed_since,
+        }
+    return document
 
 
 class PipelineAnswers:

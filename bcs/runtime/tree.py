@@ -210,6 +210,7 @@ class Service:
             dead_letters=self._dead_letters,
             finished=self._intake_mailbox.send_nowait,
             process_stops=self._stops,
+            definitions=lambda: self.definitions.current.law.definitions,
             commit_slots=anyio.Semaphore(max(1, settings.redis_max_connections // 4)),
         )
         return DynamicSupervisor(

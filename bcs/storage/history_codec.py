@@ -22,6 +22,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
     repeat_key_of,
 )
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, PhaseDecided, PipelineResolved, Position
@@ -30,6 +31,8 @@ from bcs.domain.state import TIMED
 
 _FORM = 2
 """The format of the facts; the previous release did not write a format."""
+
+_ListedFact = EssayPhaseEnded | PhaseOutcome | PhaseReported | PhaseInvalidated | EssaysRegistered
 
 _ELS_OUTCOME, _CJ_OUTCOME = "ELSBatchPhaseOutcomeV1", "CJAssessmentCompletedV1"
 
@@ -56,8 +59,11 @@ def encode_detail(entry: HistoryEntry) -> str:
     document: dict[str, Any] = {
         "event_type": entry.event_type,
         "form": _FORM,
-        "facts": [_fact(fact) for fact in entry.facts],
+        "facts": [_fact(fact) for fact in entry.facts if not isinstance(fact, RecordedUnder)],
     }
+    # Apart from the others, because the release before refuses an entry with a fact that it does not know.
+    if under := [fact for fact in entry.facts if isinstance(fact, RecordedUnder)]:
+        document["recorded_under"] = [[fact.phase, fact.definition, fact.at_us] for fact in under]
     if entry.asked_by is not None:
         document["asked_by"] = entry.asked_by
     if entry.reason is not None:
@@ -99,6 +105,7 @@ def decode_detail(
             )
         if document.get("form") == _FORM:
             facts = tuple(map(_fact_from, document["facts"]))
+            facts += tuple(RecordedUnder(*parts) for parts in document.get("recorded_under", ()))
         else:
             facts = _facts_of_old(document["event_type"], correlation_id, document["facts"])
         return FactsRecorded(
@@ -166,7 +173,7 @@ def decode_entry(raw: bytes) -> HistoryEntry:
         raise ValueError(f"not an entry: {error!r}") from None
 
 
-def _fact(fact: Fact) -> list[Any]:
+def _fact(fact: _ListedFact) -> list[Any]:
     if isinstance(fact, EssayPhaseEnded):
         return ["essay", fact.phase, fact.essay_id, fact.outcome.value, fact.at_us]
     if isinstance(fact, PhaseOutcome):

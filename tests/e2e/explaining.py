@@ -24,6 +24,18 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "explaining.md"
 
 _THREE = ["anna", "ben", "cleo"]
 _RERUN = "{phases: [{name: spellcheck}, {name: nlp, requires: [spellcheck], rerun_with_dependencies: true}]}"
+# The definitions of the service.
+_IN_USE = """\
+phases:
+  - {name: spellcheck}
+  - {name: nlp, requires: [spellcheck]}
+  - {name: ai_feedback, requires: [spellcheck], rerun_when_changed: true}
+"""
+_CHANGED = """\
+phases:
+  - {name: spellcheck}
+  - {name: ai_feedback, requires: [spellcheck], rerun_when_changed: true, revision: 2}\
+"""
 _SETTLED = "{phases: [{name: spellcheck, complete_when: every_essay_settled}]}"
 
 
@@ -150,6 +162,14 @@ def cases() -> list[Case]:
             definitions=_RERUN,
         ),
         Case(
+            "Its definition changed",
+            "The phase is complete. It has `rerun_when_changed`, and in a draft of the definitions another `revision`.",
+            [[registered("b17", _THREE)], _checked("b17"), [phase_outcome("b17", "ai_feedback", _THREE)]],
+            "explain b17 ai_feedback --definitions draft.yaml",
+            "its definition changed since",
+            definitions=_CHANGED,
+        ),
+        Case(
             "What if",
             "What would run if the spellcheck were complete?",
             [[registered("b14", _THREE)]],
@@ -192,12 +212,15 @@ async def _play(servers: Servers, directory: Path) -> str:
         "database_url": servers.database_url,
         "database_first_probe_seconds": 10.0,
         "require_registration": True,
+        "pipeline_config_path": directory / "pipelines.yaml",
     }
+    (directory / "pipelines.yaml").write_text(_IN_USE)
     async with (
         running_service(**settings) as service,
         Platform(servers.kafka) as platform,
         Orchestrator(service.base) as orchestrator,
     ):
+        assert (await orchestrator.request("POST", "/internal/v1/pipelines/reload")).status == 200
         sections = [await _section(case, directory, service, platform, orchestrator) for case in cases()]
         answer = (await orchestrator.get("/internal/v1/batches/b3/explain/nlp")).json
     return _document(sections, json.dumps(answer["explanation"], indent=2))

@@ -13,6 +13,7 @@ import pytest
 
 from bcs import __version__
 from bcs.devtools.servers.embedded import free_port
+from bcs.domain.pipelines import Phase
 from tests.support.commands import bcs, bcs_at_terminal, command_environment, installed_bcs, installed_bcs_at_terminal
 from tests.support.forked import ForkedProcess
 from tests.support.service import serve
@@ -273,7 +274,11 @@ async def test_a_pipeline_is_a_tree_in_the_order_in_which_it_runs(defined: Path)
         "    └── runs again when a phase that it requires runs again",
     ]
     document = (await bcs("pipelines", "show", "second", "--json", BCS_PIPELINE_CONFIG_PATH=defined)).json
-    usual = {"complete_when": "every_essay_completed"}
+    usual = {"complete_when": "every_essay_completed", "rerun_when_changed": False, "revision": None}
+    assert [phase.pop("definition") for phase in document["phases"]] == [
+        Phase("first").definition,
+        Phase("second", ("first",)).definition,
+    ]
     assert document["phases"] == [
         {"name": "first", "requires": [], "needs_prompt": False, "rerun_with_dependencies": False, **usual},
         {"name": "second", "requires": ["first"], "needs_prompt": True, "rerun_with_dependencies": True, **usual},

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bcs.domain.facts import EssaysRegistered, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
+from bcs.domain.facts import EssaysRegistered, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported, RecordedUnder
 from bcs.domain.state import delta_of
 from bcs.storage.postgres import sql as statements
 from bcs.storage.postgres.connecting import Connector, perform
@@ -36,6 +36,7 @@ FACTS = (
     ),
     PhaseReported("nlp", Outcome.COMPLETED, AT_US),
     PhaseInvalidated("nlp", None, AT_US),
+    RecordedUnder("nlp", "definition", AT_US),
 )
 # So many rows of one batch that PostgreSQL expects half of a table in any batch.
 FILL = """
@@ -45,7 +46,8 @@ INSERT INTO marks (batch_key, phase, outcome_key, essay_id, outcome, at_us)
 INSERT INTO history (batch_key, entry_id, recorded_at, kind, detail)
     SELECT {key}, gen_random_uuid(), now() - n * interval '1 min', 'facts', '{{}}' FROM generate_series(1, {rows}) n;
 INSERT INTO announcements (kind, topic, value) SELECT '', '', '' FROM generate_series(1, {rows});
-ANALYZE batches, essays, marks, outcomes, phase_reports, invalidations, history, announcements
+INSERT INTO phase_definitions SELECT {key}, 'nlp', 'definition ' || n, n FROM generate_series(1, {rows}) n;
+ANALYZE batches, essays, marks, outcomes, phase_reports, invalidations, phase_definitions, history, announcements
 """
 # Of these tables an index has the order, and LIMIT says where to stop.
 IN_ORDER = ("announcements", "batches")

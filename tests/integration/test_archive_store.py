@@ -19,6 +19,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
 )
 from bcs.domain.history import HistoryEntry, Position
 from bcs.domain.state import BatchState, delta_of
@@ -195,11 +196,12 @@ async def test_retention_deletes_only_expired_entries_in_steps(
         ),
         PhaseReported("nlp", Outcome.COMPLETED, AT_US),
         PhaseInvalidated("nlp", None, AT_US),
+        RecordedUnder("nlp", "definition", AT_US),
         EssaysRegistered(("e",), 1, AT_US),
     )
     await archive.write([consumed(untouched, *facts)])
     assert await archive.state(untouched) == delta_of(facts)
-    tables = ("essays", "marks", "outcomes", "phase_reports", "invalidations", "history")
+    tables = ("essays", "marks", "outcomes", "phase_reports", "invalidations", "phase_definitions", "history")
     connection = await asyncpg.connect(module_database_url)
     try:
         await connection.execute("UPDATE batches SET touched_on = touched_on - 10 * 365 WHERE batch_id = $1", untouched)

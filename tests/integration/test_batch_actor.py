@@ -107,6 +107,7 @@ def supervisor_of(
         ),
         finished=lambda message: finished.extend(message.tokens),
         process_stops=lambda: False,
+        definitions=dict,
         commit_slots=anyio.Semaphore(1),
     )
     return DynamicSupervisor(

@@ -10,6 +10,7 @@ import pytest
 
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.wire import topics
+from tests.support.asyncapi_file import FILE as ASYNCAPI
 from tests.support.commands import bcs, settings_of
 from tests.support.kafka import Platform, create_platform_topics, values
 from tests.support.service import BcsProcess, Orchestrator, RunningService
@@ -127,3 +128,19 @@ async def test_what_bcs_does_not_read_is_wrong_usage(arguments: tuple[str, ...])
     ran = await bcs("events", *arguments)
     assert (ran.exit_code, ran.output) == (2, "")
     assert "BatchEssaysRegistered" in ran.error
+
+
+@pytest.mark.release
+async def test_the_schemas_are_printed_for_all_topics_for_one_and_as_a_document() -> None:
+    everything, one, document = [
+        (await bcs("events", "schema", *arguments)).json for arguments in ((), (SPELLCHECKED,), ("--asyncapi",))
+    ]
+    assert everything.keys() == {*topics.CONSUMED, *topics.PUBLISHED}
+    assert one == everything[topics.SPELLCHECK_COMPLETED]
+    assert document == json.loads(ASYNCAPI.read_text())
+    for arguments, problem in (
+        (("nothing",), "it is not one of huleedu"),
+        ((SPELLCHECKED, "--asyncapi"), "it describes all topics"),
+    ):
+        refused = await bcs("events", "schema", *arguments)
+        assert (refused.exit_code, problem in " ".join(refused.error.replace("│", "").split())) == (2, True)

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from bcs.domain.erasure import ErasureRecorded
-from bcs.domain.facts import EssaysRegistered
+from bcs.domain.facts import EssaysRegistered, RecordedUnder
 from bcs.domain.progress import BatchSummary
 from bcs.domain.state import delta_of
 from bcs.errors import BatchErased, TooManyEssays
@@ -32,7 +32,9 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-FACTS = delta_of([EssaysRegistered(("a", "b"), 2, at_us=1), completed("a", at_us=2)])
+FACTS = delta_of(
+    [EssaysRegistered(("a", "b"), 2, at_us=1), completed("a", at_us=2), RecordedUnder("spellcheck", "definition", 2)]
+)
 LATE = delta_of([completed("b", at_us=3)])
 WEEK_US = 7 * 86_400_000_000
 
@@ -175,7 +177,7 @@ async def test_the_archive_keeps_only_the_entry_about_the_erasure(archive: Postg
     await archive.write([consumed(batch), consumed(batch), answered(batch)])
     await archive.add_states({batch: FACTS})
     before = await archive.erasable(batch)
-    assert (before.essays, before.facts, before.entries) == (3, 2, 3)
+    assert (before.essays, before.facts, before.entries) == (3, 3, 3)
     erasure = erasure_of(batch)
     await archive.refuse(erasure)
     # Nothing is added from the tombstone on, though not yet everything is deleted.

@@ -130,7 +130,7 @@ async def test_a_service_starts_on_the_data_of_the_build_before(
     words = {"<prefix>": prefix, **await identities(redis_url, database_url)}
     await store_in_redis(redis, words)
     upgraded = await run_bcs("db", "upgrade", "--json", BCS_DATABASE_URL=database_url)
-    assert upgraded.json == {"from": "0002", "to": "0005"}
+    assert upgraded.json == {"from": "0002", "to": "0006"}
     async with (
         Platform(module_kafka) as platform,
         running_service(

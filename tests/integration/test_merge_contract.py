@@ -23,6 +23,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
 )
 from bcs.domain.invalidation import invalidating
 from bcs.domain.progress import BatchSummary
@@ -69,12 +70,13 @@ ESSAYS = [
     "",
 ]
 PHASES = ["nlp", "cj_assessment"]
+DEFINITIONS = ["0123456789abcdef", "fedcba9876543210"]
 KEYS = ["", "0123456789abcdef", "fedcba9876543210"]
 
 times, phases, essays = st.sampled_from(TIMES), st.sampled_from(PHASES), st.sampled_from(ESSAYS)
 outcomes, statuses = st.sampled_from(Outcome), st.sampled_from(STATUSES)
 lists = st.lists(essays, max_size=3).map(tuple)
-facts = st.one_of(
+facts: st.SearchStrategy[Fact] = st.one_of(
     st.builds(EssayPhaseEnded, phases, essays, outcomes, times),
     st.builds(
         PhaseOutcome,
@@ -88,6 +90,7 @@ facts = st.one_of(
     ),
     st.builds(PhaseReported, phases, outcomes, times),
     st.builds(PhaseInvalidated, phases, st.none() | essays, times),
+    st.builds(RecordedUnder, phases, st.sampled_from(DEFINITIONS), times),
     st.builds(EssaysRegistered, lists, st.sampled_from(COUNTS), times),
 )
 against_servers = settings(
@@ -183,6 +186,10 @@ def invalid(essay_id: str | None, at_us: int) -> BatchState:
     return BatchState(invalidations={"nlp": {essay_id: at_us}})
 
 
+def under(definition: str, at_us: int) -> BatchState:
+    return BatchState(definitions={"nlp": {definition: at_us}})
+
+
 def seen(at_us: int) -> BatchState:
     return BatchState(first_seen_us={"a": at_us})
 
@@ -207,6 +214,7 @@ RULES: dict[str, tuple[BatchState, BatchState]] = {
     "of reports of one instant the failure": (report(F, 3), report(C, 3)),
     "the latest invalidation of all": (invalid(None, 2**53 + 1), invalid(None, 2**53)),
     "the latest invalidation of an essay": (invalid("a", 10), invalid("a", 9)),
+    "the newest fact under a definition": (under("d1", 2**53 + 1), under("d1", 2**53)),
     "the earliest time at which an essay was seen": (seen(255), seen(256)),
     "the newest expected count": (expected(1, 10), expected(2, 9)),
     "of expected counts of one instant the larger": (expected(10, 1), expected(9, 1)),
@@ -229,6 +237,9 @@ async def test_registers_are_kept_apart(storage: Storage) -> None:
         PhaseOutcome("cj", "s", completed=(), failed=(), speaks_for_all=True, at_us=9, repeat_key="k"),
         PhaseReported("nlp", F, 3),
         PhaseReported("cj", C, 4),
+        RecordedUnder("nlp", "d1", 5),
+        RecordedUnder("nlp", "d2", 3),
+        RecordedUnder("cj", "d1", 4),
     ]
     state = await storage.merged([delta_of(told)])
     assert state.essay_marks == {"nlp": {"a": Mark(C, 8), "b": Mark(F, 8)}}
@@ -237,6 +248,7 @@ async def test_registers_are_kept_apart(storage: Storage) -> None:
     assert state.outcomes == {"nlp": endings, "cj": {"k": Ending("s", True, 9)}}
     assert state.reports == {"nlp": Mark(F, 3), "cj": Mark(C, 4)}
     assert state.invalidations == {"nlp": {"": 1, None: 2}}
+    assert state.definitions == {"nlp": {"d1": 5, "d2": 3}, "cj": {"d1": 4}}
     assert state.first_seen_us == {"a": 5, "b": 8}
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from bcs.domain.explanation import explain_phase
+from bcs.domain.facts import Fact, RecordedUnder, recorded_under
 from bcs.domain.pipelines import Pipeline, PipelineDefinitions
 from bcs.domain.progress import Evaluation, summarize
 from bcs.domain.resolution import resolve
@@ -45,8 +48,10 @@ def options_for(draw: st.DrawFn, names: tuple[str, ...]) -> ResolveOptions:
     )
 
 
-def explained(case: Case, definitions: PipelineDefinitions, options: ResolveOptions) -> Explanation:
-    state = delta_of(case.facts)
+def explained(
+    case: Case, definitions: PipelineDefinitions, options: ResolveOptions, recorded: Iterable[RecordedUnder] = ()
+) -> Explanation:
+    state = delta_of([*case.facts, *recorded])
     law = definitions.law(require_registration=case.require_registration)
     resolution = resolve(definitions, "all", summarize(state, law, 1), options)
     evaluation = Evaluation(state, law)
@@ -67,16 +72,33 @@ def explained(case: Case, definitions: PipelineDefinitions, options: ResolveOpti
     )
 
 
+@st.composite
+def recorded_by(
+    draw: st.DrawFn, definitions: PipelineDefinitions, facts: tuple[Fact, ...]
+) -> tuple[RecordedUnder, ...]:
+    """Each fact under the definition in use, under another one, or under one that nobody knows."""
+    in_use = {phase.name: phase.definition for phase in definitions.phases.values() if phase.rerun_when_changed}
+    others = dict.fromkeys(in_use, "another")
+    choices = draw(st.lists(st.sampled_from((in_use, others, {})), min_size=len(facts), max_size=len(facts)))
+    under = (recorded_under([fact], known) for fact, known in zip(facts, choices, strict=True))
+    return tuple(chain.from_iterable(under))
+
+
 @some
 @given(st.data(), cases())
 def test_the_explanation_implies_the_decision(data: st.DataObject, case: Case) -> None:
     names = tuple(phase.name for phase in case.phases)
     again = data.draw(some_of(names))
-    phases = [replace(phase, rerun_with_dependencies=phase.name in again) for phase in case.phases]
+    kept = data.draw(some_of(names))
+    phases = [
+        replace(phase, rerun_with_dependencies=phase.name in again, rerun_when_changed=phase.name in kept)
+        for phase in case.phases
+    ]
     definitions = PipelineDefinitions(phases, [Pipeline("all", names)])
     options = data.draw(options_for(names))
+    recorded = data.draw(recorded_by(definitions, case.facts))
     try:
-        explanation = explained(case, definitions, options)
+        explanation = explained(case, definitions, options, recorded)
     except (NeededPhasesLeftOut, UnknownPhases):
         event("refused")
         return
@@ -104,6 +126,7 @@ def test_the_checker_notices_a_wrong_explanation() -> None:
         "forced": False,
         "requires": [],
         "rerun_with_dependencies": False,
+        "older_definition": None,
         "complete_when": "every_essay_completed",
         "covered_by_report": False,
         "report": None,
@@ -119,5 +142,11 @@ def test_the_checker_notices_a_wrong_explanation() -> None:
         "explanation": {"registration_required": False, "phases": [phase]},
     }
     assert pipeline_of(answer) == []
-    for change in ({"completed": 1}, {"forced": True}, {"assumed": "failed"}):
+    changes: tuple[dict[str, Any], ...] = (
+        {"completed": 1},
+        {"forced": True},
+        {"assumed": "failed"},
+        {"older_definition": {"definition": "old"}},
+    )
+    for change in changes:
         assert pipeline_of({**answer, "explanation": {**answer["explanation"], "phases": [phase | change]}}) == ["p"]

@@ -16,6 +16,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
     parts_of,
 )
 from bcs.domain.history import facts_in
@@ -46,6 +47,7 @@ facts = st.one_of(
     outcomes,
     st.builds(PhaseReported, phases, ends, instants),
     st.builds(PhaseInvalidated, phases, st.none() | essays, instants),
+    st.builds(RecordedUnder, phases, st.sampled_from(("one", "other")), instants),
     st.builds(EssaysRegistered, lists, st.integers(0, 5), instants),
 )
 states = st.lists(facts, max_size=12).map(delta_of)
@@ -73,6 +75,8 @@ def registers(state: BatchState) -> dict[tuple[str | None, ...], Any]:
         flat |= {("outcome", phase, key): ending for key, ending in endings.items()}
     for phase, times in state.invalidations.items():
         flat |= {("invalidated", phase, essay): at_us for essay, at_us in times.items()}
+    for phase, under in state.definitions.items():
+        flat |= {("definition", phase, definition): at_us for definition, at_us in under.items()}
     return flat
 
 
@@ -128,7 +132,7 @@ def test_a_later_copy_of_an_outcome_without_a_time_changes_nothing(
 @no_deadline
 @given(states)
 def test_the_phases_of_a_state_are_those_that_any_register_names(state: BatchState) -> None:
-    named = {name[1] for name in registers(state) if name[0] not in ("expected", "known")}
+    named = {name[1] for name in registers(state) if name[0] not in ("expected", "known", "definition")}
     assert state.phases == named
     assert state.empty == (not registers(state))
 

@@ -20,7 +20,8 @@ def pipeline_of(answer: Mapping[str, Any]) -> list[str]:
             continue
         complete = {"completed": True, "failed": False, None: is_complete(answer, phase)}[phase["assumed"]]
         again = phase["rerun_with_dependencies"] and any(name in run for name in phase["requires"])
-        if not complete or phase["forced"] or again:
+        changed = phase["assumed"] is None and phase["older_definition"] is not None
+        if not complete or phase["forced"] or again or changed:
             run.append(phase["phase"])
     return run
 
@@ -79,6 +80,22 @@ def check_causes(answer: Mapping[str, Any]) -> None:
         if "settled" in causes:
             assert phase["complete"]
             assert phase["completed"] < answer["essays_known"]
+        older = phase["older_definition"]
+        if older is not None:
+            assert phase["rerun_when_changed"]
+            assert phase["complete"]
+            assert older["definition"] != phase["definition"]
+            assert older["completed_since"] < max(answer["essays_known"], 1)
+        if phase["assumed"] is None and phase["decision"] != "leave_out":
+            assert ("definition_changed" in causes) == (older is not None) == (phase["reason"] == "definition_changed")
+        if "definition_changed" in causes:
+            cause = causes["definition_changed"]
+            assert (cause["definition_before"], cause["definition"]) == (older["definition"], phase["definition"])
+            assert (cause["at"], cause["count"]) == (older["at"], older["completed_since"])
+        if "definition_unknown" in causes:
+            assert phase["rerun_when_changed"]
+            assert phase["complete"]
+            assert older is None
         assert ("forced" in causes) <= phase["forced"]
         assert bool({"downstream_of_forced", "dependency_runs_again"} & set(causes)) == bool(phase["runs_again_after"])
         for cause in phase["causes"]:

@@ -1,8 +1,13 @@
 """The description of the topics says what BCS reads and what it publishes."""
 
 import json
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
 from bcs.domain.pipelines import PLATFORM_PHASES
@@ -16,6 +21,7 @@ from tests.support.event_schemas import accepts_value, assert_described, unresol
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
 TIME = "2026-01-31T08:00:00Z"
+SPECS = "@asyncapi/specs@6.11.1"
 SPELLCHECKED = {
     "entity_id": "e1",
     "batch_id": "b",
@@ -122,6 +128,24 @@ def decodes(topic: str, document: object) -> bool:
 
 def test_the_page_has_the_document_that_the_command_prints() -> None:
     assert FILE.read_text() == current(), "python -m tests.support.asyncapi_file writes it"
+
+
+@pytest.mark.release
+def test_the_document_is_asyncapi(tmp_path: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm has the official schema, and is not there")
+    packed = subprocess.run([npm, "pack", SPECS], cwd=tmp_path, capture_output=True, text=True, check=False)
+    if packed.returncode:
+        pytest.skip(f"{SPECS} can't be had: {packed.stderr[-300:]}")
+    with tarfile.open(tmp_path / packed.stdout.split()[-1]) as package:
+        schema = package.extractfile("package/schemas/3.0.0.json")
+        assert schema is not None
+        validator = jsonschema_rs.validator_for(json.load(schema))
+    document = asyncapi_document()
+    assert [error.message for error in validator.iter_errors(document)] == []
+    document["channels"][topics.PHASE_SKIPPED]["address"] = 5
+    assert not validator.is_valid(document)
 
 
 def test_every_topic_is_described() -> None:

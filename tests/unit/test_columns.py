@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 from hypothesis import event, given, settings
@@ -16,6 +17,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
 )
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import summarize
@@ -47,6 +49,7 @@ USUAL = (
 UNUSUAL = (
     st.builds(PhaseReported, phases, st.sampled_from(Outcome), times),
     st.builds(PhaseInvalidated, phases, st.none() | essays, times),
+    st.builds(RecordedUnder, phases, st.sampled_from(["in use", "old"]), times),
     st.builds(
         PhaseOutcome,
         phases,
@@ -59,13 +62,15 @@ UNUSUAL = (
     ),
 )
 laws = st.builds(
-    lambda policies, required: CompletionLaw(
+    lambda policies, required, kept: CompletionLaw(
         {"spellcheck": (), "nlp": ("spellcheck",), "ai_feedback": ("nlp",)},
         dict(zip(PHASES, policies, strict=True)),
         require_registration=required,
+        definitions=dict.fromkeys(kept, "in use"),
     ),
     st.lists(st.sampled_from(CompleteWhen), min_size=3, max_size=3),
     st.booleans(),
+    st.sampled_from([(), ("nlp",), tuple(PHASES)]),
 )
 
 
@@ -115,6 +120,26 @@ def test_usual_facts_are_counted_and_not_evaluated() -> None:
     ):
         batch = stored(delta_of(told))
         assert at_once(tallying(batch.registers, batch.columns, law, 1)) == summarize(delta_of(told), law, 1)
+
+
+def test_facts_of_another_definition_are_counted_as_evaluated() -> None:
+    law = CompletionLaw({"nlp": ()}, definitions={"nlp": "in use"})
+    older: list[Fact] = [EssayPhaseEnded("nlp", essay, Outcome.COMPLETED, 5) for essay in "ab"]
+    later = PhaseOutcome("nlp", "s", completed=("a",), failed=(), speaks_for_all=False, at_us=6, repeat_key="k")
+    alone = replace(later, completed=("a", "b"))
+    for told, definition, since in (
+        (older, "in use", None),
+        (older, "old", 0),
+        ([*older, later], "old", 1),
+        ([*older, alone], "old", None),
+        ([alone], "old", None),
+    ):
+        state = delta_of([*told, RecordedUnder("nlp", definition, 5)])
+        batch = stored(state)
+        summary = at_once(tallying(batch.registers, batch.columns, law, 1))
+        assert summary == summarize(state, law, 1)
+        newer = summary.progress["nlp"].older
+        assert (newer and newer.completed_since) == since
 
 
 def test_the_winning_mark_has_the_greater_number() -> None:

@@ -63,6 +63,8 @@ def test_what_decides_the_same_has_the_same_hash(same: PipelineDefinitions) -> N
         with_phase("b", needs_prompt=True),
         with_phase("b", rerun_with_dependencies=True),
         with_phase("b", complete_when=CompleteWhen.EVERY_ESSAY_SETTLED),
+        with_phase("b", rerun_when_changed=True),
+        with_phase("b", revision="2"),
         PipelineDefinitions((*PHASES, Phase("e")), PIPELINES),
         PipelineDefinitions(PHASES, PIPELINES[:1]),
         PipelineDefinitions(PHASES, (Pipeline("one", ("c", "b")), PIPELINES[1])),
@@ -99,6 +101,58 @@ def test_hash_and_difference_agree(first: PipelineDefinitions, second: PipelineD
 def test_the_hash_of_what_ships_changes_only_on_purpose() -> None:
     """Replicas of different releases with the same file must not look different."""
     assert str(load_pipelines(None).identity) == "7964badc9b283e46"
+
+
+# --- the hash of a phase ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"revision": "2"}, False),
+        ({"requires": ("a", "b")}, False),
+        ({"requires": ("b", "a", "c"), "needs_prompt": True}, False),
+        ({"needs_prompt": True}, True),
+        ({"rerun_with_dependencies": True}, True),
+        ({"rerun_when_changed": True}, True),
+        ({"complete_when": CompleteWhen.EVERY_ESSAY_SETTLED}, True),
+    ],
+)
+def test_the_definition_of_a_phase_is_what_decides_about_its_results(changes: dict[str, Any], same: bool) -> None:
+    phase = Phase("d", ("b", "c"))
+    assert (replace(phase, **changes).definition == phase.definition) is same
+
+
+def test_the_order_of_requirements_and_other_phases_are_not_in_a_definition() -> None:
+    assert Phase("d", ("b", "c")).definition == Phase("d", ("c", "b")).definition != Phase("e", ("b", "c")).definition
+    assert with_phase("b", revision="2").phases["d"].definition == BEFORE.phases["d"].definition
+
+
+def test_a_definition_has_the_same_hash_in_every_release() -> None:
+    """Otherwise an upgrade would run every phase again."""
+    assert Phase("d", ("c", "b"), revision="2").definition == "d7bf8f95a039ece4"
+
+
+def test_definitions_change_the_law_only_where_they_are_compared() -> None:
+    def fingerprint(**changes: Any) -> str:
+        return with_phase("b", **changes).law(require_registration=False).fingerprint
+
+    assert fingerprint() == fingerprint(revision="2") == BEFORE.law(require_registration=False).fingerprint
+    kept = fingerprint(rerun_when_changed=True)
+    assert kept not in (fingerprint(), fingerprint(rerun_when_changed=True, revision="2"))
+
+
+def test_the_difference_names_the_phases_that_run_again() -> None:
+    kept, changed = (with_phase("b", rerun_when_changed=True, revision=text) for text in "12")
+    [again] = difference(kept, changed).runs_again
+    assert (again.phase, again.before, again.after) == (
+        "b",
+        kept.phases["b"].definition,
+        changed.phases["b"].definition,
+    )
+    assert [sentence for sentence in difference(kept, changed).sentences() if "runs again for batches" in sentence]
+    for before, after in ((kept, kept), (BEFORE, changed), (changed, with_phase("b", revision="1"))):
+        assert difference(before, after).runs_again == ()
 
 
 # --- the version -----------------------------------------------------------------------------------------------------

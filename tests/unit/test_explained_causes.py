@@ -17,6 +17,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
 )
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, PipelineDefinitions
@@ -62,10 +63,14 @@ def phase_of(
     settled: bool = False,
     registration: bool = False,
     name: str = "q",
+    kept: bool = False,
 ) -> ExplainedPhase:
     policy = CompleteWhen.EVERY_ESSAY_SETTLED if settled else CompleteWhen.EVERY_ESSAY_COMPLETED
     definitions = PipelineDefinitions(
-        [Phase("p", complete_when=policy), Phase("q", ("p",), rerun_with_dependencies=True, complete_when=policy)]
+        [
+            Phase("p", complete_when=policy),
+            Phase("q", ("p",), rerun_with_dependencies=True, complete_when=policy, rerun_when_changed=kept),
+        ]
     )
     state, law = delta_of(facts), definitions.law(require_registration=registration)
     decisions = resolve(definitions, "q", summarize(state, law, 1), options).decisions
@@ -87,6 +92,7 @@ class Told:
     by: tuple[str, str | None, int] | None = None
 
 
+Q_DEFINITION = Phase("q", ("p",)).definition
 P_DONE = ended("p", ("a", "b", "c"), 2)
 THREE = registered("a", "b", "c")
 
@@ -315,6 +321,45 @@ CASES: list[tuple[str, ExplainedPhase, Told]] = [
         ),
     ),
     (
+        "under another definition",
+        phase_of([THREE, *P_DONE, *ended("q", ("a", "b", "c"), 3), RecordedUnder("q", "old", 3 * SECOND)], kept=True),
+        Told(
+            Cause.DEFINITION_CHANGED,
+            {"count": 0, "at_us": 3 * SECOND, "definitions": ("old", Q_DEFINITION)},
+            f"q runs: its definition changed since {at(3)} (old → {Q_DEFINITION}); "
+            f"complete since {at(3)} by the events of 3 essays.",
+            ("essay_phase_ended", "c", 3),
+        ),
+    ),
+    (
+        "partly under another definition",
+        phase_of(
+            [
+                *(THREE, *P_DONE, *ended("q", ("a", "b", "c"), 3), *ended("q", ("b",), 5)),
+                *(RecordedUnder("q", "old", 3 * SECOND), RecordedUnder("q", Q_DEFINITION, 5 * SECOND)),
+            ],
+            kept=True,
+        ),
+        Told(
+            Cause.DEFINITION_CHANGED,
+            {"count": 1, "at_us": 3 * SECOND, "definitions": ("old", Q_DEFINITION)},
+            f"q runs: its definition changed since {at(3)} (old → {Q_DEFINITION}), and 1 essay completed it since; "
+            f"complete since {at(5)} by the events of 3 essays.",
+            ("essay_phase_ended", "b", 5),
+        ),
+    ),
+    (
+        "under a definition that nobody knows",
+        phase_of([THREE, *P_DONE, *ended("q", ("a", "b", "c"), 3)], kept=True),
+        Told(
+            Cause.DEFINITION_UNKNOWN,
+            NOTHING_MORE,
+            "q is pruned: under which definition it completed is not known, so it counts as unchanged; "
+            f"complete since {at(3)} by the events of 3 essays.",
+            ("essay_phase_ended", "c", 3),
+        ),
+    ),
+    (
         "assumed to be complete",
         phase_of([THREE], ResolveOptions(assume_completed=("p", "q"))),
         Told(Cause.ASSUMED_COMPLETED, NOTHING_MORE, "q is pruned: it is assumed to be complete."),
@@ -335,7 +380,7 @@ CASES: list[tuple[str, ExplainedPhase, Told]] = [
 @pytest.mark.parametrize(("of", "told"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_a_cause_is_told_as_data_and_as_a_sentence(of: ExplainedPhase, told: Told) -> None:
     first = of.causes[0]
-    fields = ("count", "essays", "at_us", "status", "phases")
+    fields = ("count", "essays", "at_us", "status", "phases", "definitions")
     given = {name: value for name in fields if (value := getattr(first, name)) is not None and value != ()}
     assert (first.cause, given, of.sentence) == (told.cause, told.data, told.sentence)
     by = of.decided_by

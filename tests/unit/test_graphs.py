@@ -10,7 +10,7 @@ import pytest
 from bcs.domain.graphs import PhaseInGraph, PhaseStanding, dot, mermaid, standings_of, svg
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
-from bcs.domain.progress import BatchSummary, PhaseProgress
+from bcs.domain.progress import BatchSummary, OlderDefinition, PhaseProgress
 from bcs.domain.resolution import resolve
 
 PHASES = (Phase("start"), Phase("end", ("start",), needs_prompt=True, rerun_with_dependencies=True))
@@ -52,8 +52,9 @@ MANY = PipelineDefinitions(
         Phase("partly", ("done",)),
         Phase("open", ("failing", "partly")),
         Phase("again", ("open",), rerun_with_dependencies=True),
+        Phase("changed", rerun_when_changed=True),
     ],
-    [Pipeline("all", ("done", "settled", "failing", "partly", "open", "again"))],
+    [Pipeline("all", ("done", "settled", "failing", "partly", "open", "again", "changed"))],
 )
 SUMMARY = BatchSummary(
     1,
@@ -65,6 +66,7 @@ SUMMARY = BatchSummary(
         "failing": PhaseProgress(False, 29, 1),
         "partly": PhaseProgress(False, 7, 0),
         "again": PhaseProgress(True, 30, 0),
+        "changed": PhaseProgress(True, 30, 0, older=OlderDefinition("old", 1, 0)),
     },
 )
 
@@ -77,6 +79,7 @@ def test_each_phase_shows_how_far_it_is() -> None:
         "partly": PhaseInGraph(PhaseStanding.PARTLY, "partly: 7 of 30"),
         "open": PhaseInGraph(PhaseStanding.OPEN, "open: 0 of 30"),
         "again": PhaseInGraph(PhaseStanding.RUNS_AGAIN, "runs again: 30 of 30"),
+        "changed": PhaseInGraph(PhaseStanding.RUNS_AGAIN, "runs again: 30 of 30"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib import import_module
 from uuid import UUID
@@ -19,6 +20,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
     repeat_key_of,
 )
 from bcs.domain.history import (
@@ -32,14 +34,14 @@ from bcs.domain.history import (
     weight,
 )
 from bcs.domain.resolve_options import PLAIN, Force, ResolveOptions
-from bcs.storage.history_codec import decode_entry, encode_entry
+from bcs.storage.history_codec import decode_entry, encode_detail, encode_entry
 from bcs.storage.postgres.rows import from_text, to_text
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 times = st.integers(0, 2**62)
 outcomes = st.sampled_from(Outcome)
 lists = st.lists(texts, max_size=3).map(tuple)
-facts = st.one_of(
+facts: st.SearchStrategy[Fact] = st.one_of(
     st.builds(EssayPhaseEnded, texts, texts, outcomes, times),
     st.builds(PhaseReported, texts, outcomes, times),
     st.builds(PhaseInvalidated, texts, st.none() | texts, times),
@@ -61,7 +63,12 @@ recorded = st.builds(
     st.uuids(),
     texts,
     times,
-    facts=st.lists(facts, max_size=3).map(tuple),
+    # The definitions come last, as in every entry that BCS makes.
+    facts=st.builds(
+        lambda some, under: (*some, *under),
+        st.lists(facts, max_size=3),
+        st.lists(st.builds(RecordedUnder, texts, texts, times), max_size=2),
+    ),
     # Also those that the release before wrote in another way.
     event_type=st.sampled_from(["ELSBatchPhaseOutcomeV1", "CJAssessmentCompletedV1", REPORTED]) | texts,
     correlation_id=st.none() | texts,
@@ -215,6 +222,14 @@ def test_an_entry_of_the_release_before_is_read_as_a_whole(said: str) -> None:
 def test_what_the_release_before_did_not_write_is_a_value_error(event_type: str, fact: list[object]) -> None:
     with pytest.raises(ValueError):
         decode_entry(old_entry(event_type, [fact]))
+
+
+def test_the_release_before_finds_only_facts_that_it_knows() -> None:
+    """It refuses an entry with a fact of another kind, and ignores further members of the entry."""
+    facts = (EssayPhaseEnded("nlp", "e", Outcome.COMPLETED, 1), RecordedUnder("nlp", "definition", 1))
+    entry = FactsRecorded(UUID(int=1), "b", 1, facts=facts, event_type="t")
+    assert json.loads(encode_detail(entry))["facts"] == [["essay", "nlp", "e", "c", 1]]
+    assert decode_entry(encode_entry(entry)) == entry
 
 
 def test_a_list_weighs_what_it_holds() -> None:

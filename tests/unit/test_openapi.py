@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from bcs.http.described import all_routes, encoded_openapi
@@ -60,6 +61,16 @@ def test_every_reference_in_the_document_leads_somewhere() -> None:
     assert unresolved(whole) == ["#/components/schemas/GraphFormat"]
 
 
+@pytest.mark.release
+def test_the_document_is_openapi() -> None:
+    from openapi_spec_validator import OpenAPIV31SpecValidator  # takes seconds
+
+    whole = document()
+    assert list(OpenAPIV31SpecValidator(whole).iter_errors()) == []
+    del whole["info"]["title"]
+    assert len(list(OpenAPIV31SpecValidator(whole).iter_errors())) == 1
+
+
 def test_no_two_calls_have_the_same_name() -> None:
     names = [route.name for route in all_routes()]
     assert len(names) == len(set(names)) > 10
@@ -92,7 +103,7 @@ def test_every_request_and_every_answer_has_a_valid_example() -> None:
     found, components = list(examples()), strict()
     assert len(found) > 20
     for place, schema, example in found:
-        assert example is not None, place
+        assert example is not None, f"{place}: CALLS in tests/support/api_examples.py has no example of it"
         validator = jsonschema_rs.validator_for({**schema, "components": components}, validate_formats=True)
         assert [error.message for error in validator.iter_errors(example)] == [], place
 

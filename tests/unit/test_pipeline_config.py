@@ -76,13 +76,16 @@ def test_every_option_of_a_file_is_read(file: Path) -> None:
         file,
         """
         phases:
-          - {name: b, requires: [a], needs_prompt: true, rerun_with_dependencies: true}
-          - name: a
+          - {name: b, requires: [a], needs_prompt: true, rerun_with_dependencies: true, rerun_when_changed: true}
+          - {name: a, revision: 2026-11}
         pipelines:
           - {name: all_of_it, phases: [b]}
         """,
     )
-    assert dict(definitions.phases) == {"b": Phase("b", ("a",), True, True), "a": Phase("a")}
+    assert dict(definitions.phases) == {
+        "b": Phase("b", ("a",), True, True, rerun_when_changed=True),
+        "a": Phase("a", revision="2026-11"),
+    }
     assert names(definitions.plan("all_of_it")) == ["a", "b"]
 
 
@@ -141,6 +144,8 @@ def test_a_converted_file_defines_the_same(tmp_path: Path, file: Path, source: s
                 needs_prompt: true
                 rerun_with_dependencies: true
                 complete_when: every_essay_settled
+                rerun_when_changed: true
+                revision: 3
             pipelines: [{name: both, phases: [b]}]
             """,
     }[source]

@@ -12,6 +12,7 @@ from bcs.domain.facts import (
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    RecordedUnder,
 )
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import Evaluation
@@ -38,6 +39,7 @@ IN_THE_WAY: list[tuple[Fact, str, str | None]] = [
         None,
     ),
     (PhaseReported("spellcheck", Outcome.COMPLETED, AHEAD), "phase_reported", None),
+    (RecordedUnder("spellcheck", "definition", AHEAD), "phase_outcome", None),
     (PhaseInvalidated("spellcheck", "a", AHEAD), "phase_invalidated", "a"),
     (EssaysRegistered(("a",), 1, AHEAD), "essay_joined", "a"),
 ]
@@ -52,7 +54,9 @@ def test_a_report_comes_after_now_where_all_that_is_known_is_older() -> None:
     assert time_of(EssayPhaseEnded("spellcheck", "a", Outcome.COMPLETED, 5)) == NOW + 1
 
 
-@pytest.mark.parametrize(("fact", "kind", "essay_id"), IN_THE_WAY, ids=[kind for _, kind, _ in IN_THE_WAY])
+@pytest.mark.parametrize(
+    ("fact", "kind", "essay_id"), IN_THE_WAY, ids=[type(fact).__name__ for fact, _, _ in IN_THE_WAY]
+)
 def test_a_report_follows_known_facts_and_is_refused_beyond_the_skew(
     fact: Fact, kind: str, essay_id: str | None
 ) -> None:

@@ -230,6 +230,7 @@ function told(fact) {
   if (fact.fact === "essay_phase_ended") return `${fact.phase} ${fact.outcome} for ${fact.essay_id}`;
   if (fact.fact === "phase_outcome") return `${fact.phase}: ${fact.status}, ${number(fact.completed.length)} completed, ${number(fact.failed.length)} failed`;
   if (fact.fact === "phase_reported") return `${fact.phase} was reported as ${fact.outcome}`;
+  if (fact.fact === "recorded_under") return `${fact.phase} under its definition ${fact.definition}`;
   if (fact.fact === "phase_invalidated") return `${fact.phase} no longer counts${fact.essay_id ? ` for ${fact.essay_id}` : ""}`;
   return `${number(fact.expected_count)} essays registered`;
 }

@@ -13,7 +13,7 @@ let graphs = 0;
 export function standing(decision, total) {
   let kind = "open";
   if (!decision.runs) kind = decision.reason === "settled" ? "settled" : "complete";
-  else if (decision.reason === "dependency_runs_again" || decision.reason === "downstream_of_forced") kind = "again";
+  else if (["definition_changed", "dependency_runs_again", "downstream_of_forced"].includes(decision.reason)) kind = "again";
   else if (decision.failed) kind = "failed";
   else if (decision.completed) kind = "partly";
   const name = { again: "runs again" }[kind] ?? kind;

@@ -36,7 +36,8 @@ export class PipelinesView {
         ...parts, h("h2", {}, "Phases"), table("All phases", ["Phase", "Requires", "Complete when", "Options"], [...phases.values()].map((phase) =>
           h("tr", {}, h("th", { scope: "row" }, phase.name), h("td", {}, phase.requires.join(", ") || "–"),
             h("td", {}, phase.complete_when.replaceAll("_", " ")),
-            h("td", {}, [phase.needs_prompt && "needs a prompt", phase.rerun_with_dependencies && "runs again with what it requires"].filter(Boolean).join(", ") || "–")))));
+            h("td", {}, [phase.needs_prompt && "needs a prompt", phase.rerun_with_dependencies && "runs again with what it requires",
+              phase.rerun_when_changed && "runs again when its definition changes", phase.revision && `revision ${phase.revision}`].filter(Boolean).join(", ") || "–")))));
     } catch (error) {
       content.replaceChildren(problemBox(error));
     }

@@ -46,7 +46,7 @@ _ROWS_DELETED_AT_A_TIME = 5_000
 class ErasedRows:
     """What was deleted of a batch.
 
-    :param facts: marks of essays, outcomes, reports and invalidations.
+    :param facts: marks of essays, outcomes, reports, invalidations, and the definitions that they were recorded under.
     :param entries: entries of its history.
     """
 

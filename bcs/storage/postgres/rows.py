@@ -59,6 +59,7 @@ def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryE
     outcomes: list[tuple[int, str, str, str, bool, int]] = []
     reports: list[tuple[int, str, str, int]] = []
     invalidations: list[tuple[int, str, str | None, int]] = []
+    definitions: list[tuple[int, str, str, int]] = []
     for batch_id, number in number_of.items():
         delta = deltas[batch_id]
         essays += [(number, to_text(essay), since_us) for essay, since_us in delta.first_seen_us.items()]
@@ -84,6 +85,11 @@ def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryE
             for phase, times in delta.invalidations.items()
             for essay, at_us in times.items()
         ]
+        definitions += [
+            (number, phase, definition, at_us)
+            for phase, recorded in delta.definitions.items()
+            for definition, at_us in recorded.items()
+        ]
     history = [_history_row(number_of[entry.batch_id], entry) for entry in entries]
     return (
         [to_text(batch_id) for batch_id in batch_ids],
@@ -94,6 +100,7 @@ def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryE
         *_columns(outcomes, 6),
         *_columns(reports, 4),
         *_columns(invalidations, 4),
+        *_columns(definitions, 4),
         *_columns(history, 10),
         [not deltas[batch_id].empty for batch_id in batch_ids],
     )
@@ -128,6 +135,8 @@ async def state_of(rows: Iterable[Sequence[Any]]) -> BatchState:
         elif kind == "invalidation":
             names = (None if essay is None else from_text(essay) for essay in essays)
             state.invalidations.setdefault(phase, {}).update(zip(names, times, strict=True))
+        elif kind == "definition":
+            state.definitions.setdefault(phase, {})[key] = times[0]
         else:
             state.expected = Expected(int(count), times[0])
         essays_read += len(essays or ())

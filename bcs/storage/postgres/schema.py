@@ -19,7 +19,17 @@ from bcs.storage.postgres.migrations import HEAD, VERSION_TABLE
 _ADVISORY_LOCK = 4_002_110_001
 _RETRY_SECONDS = 0.2
 _CONNECT_SECONDS = 10.0
-_TABLES = ("batches", "essays", "marks", "outcomes", "phase_reports", "invalidations", "history", "announcements")
+_TABLES = (
+    "batches",
+    "essays",
+    "marks",
+    "outcomes",
+    "phase_reports",
+    "invalidations",
+    "phase_definitions",
+    "history",
+    "announcements",
+)
 _FORMER_TABLES = ("batch_marks", "reports")
 # Far longer than a statement over the largest record takes.
 _STATEMENT_SECONDS = 3600.0

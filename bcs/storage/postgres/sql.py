@@ -8,7 +8,7 @@
 # left out: nothing about it is merged or inserted until its tombstone ends.
 MERGE = """
 WITH named AS (
-    SELECT * FROM unnest($1::text[], $2::numeric[], $3::bigint[], $37::boolean[]) WITH ORDINALITY
+    SELECT * FROM unnest($1::text[], $2::numeric[], $3::bigint[], $41::boolean[]) WITH ORDINALITY
         AS named (batch_id, expected_count, expected_at_us, changes, n)
 ), batch AS (
     INSERT INTO batches AS known (batch_id, expected_count, expected_at_us, touched_on, changed_at, listed_at)
@@ -73,6 +73,13 @@ WITH named AS (
         AS invalidation (n, phase, essay_id, at_us) JOIN keyed USING (n)
     ON CONFLICT (batch_key, phase, essay_id) DO UPDATE SET at_us = excluded.at_us
         WHERE excluded.at_us > known.at_us
+), definition AS (
+    INSERT INTO phase_definitions AS known (batch_key, phase, definition, at_us)
+    SELECT batch_key, phase, definition, at_us
+    FROM unnest($27::integer[], $28::text[], $29::text[], $30::bigint[])
+        AS definition (n, phase, definition, at_us) JOIN keyed USING (n)
+    ON CONFLICT (batch_key, phase, definition) DO UPDATE SET at_us = excluded.at_us
+        WHERE excluded.at_us > known.at_us
 )
 INSERT INTO history (
     batch_key, entry_id, recorded_at, kind, correlation_id, event_id,
@@ -81,8 +88,8 @@ INSERT INTO history (
 SELECT batch_key, entry_id, recorded_at, kind, correlation_id, event_id,
     source_topic, source_partition, source_offset, detail::json
 FROM unnest(
-    $27::integer[], $28::uuid[], $29::timestamptz[], $30::text[], $31::text[], $32::text[],
-    $33::text[], $34::integer[], $35::bigint[], $36::text[]
+    $31::integer[], $32::uuid[], $33::timestamptz[], $34::text[], $35::text[], $36::text[],
+    $37::text[], $38::integer[], $39::bigint[], $40::text[]
 ) WITH ORDINALITY AS entry (
     n, entry_id, recorded_at, kind, correlation_id, event_id,
     source_topic, source_partition, source_offset, detail, place
@@ -121,6 +128,9 @@ UNION ALL
 SELECT 'invalidation', phase, NULL, array_agg(essay_id), NULL, NULL, NULL, array_agg(at_us) FROM invalidations
     WHERE batch_key = (SELECT batch_key FROM batch)
     GROUP BY phase
+UNION ALL
+SELECT 'definition', phase, definition, NULL, NULL, NULL, NULL, ARRAY[at_us] FROM phase_definitions
+    WHERE batch_key = (SELECT batch_key FROM batch)
 """
 
 # Entries are read one by one until the page is full, because entries that do not fit may be large and slow to read.
@@ -258,6 +268,8 @@ WITH old AS MATERIALIZED (
     DELETE FROM phase_reports WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_invalidation AS (
     DELETE FROM invalidations WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
+), no_definition AS (
+    DELETE FROM phase_definitions WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_history AS (
     DELETE FROM history WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 )
@@ -287,7 +299,9 @@ RETURNING batch_key
 BATCH_KEY = "SELECT batch_key FROM batches WHERE batch_id = $1"
 
 _ERASED_TABLES = {
-    **dict.fromkeys(("essays", "marks", "outcomes", "phase_reports", "invalidations"), "batch_key = $1"),
+    **dict.fromkeys(
+        ("essays", "marks", "outcomes", "phase_reports", "invalidations", "phase_definitions"), "batch_key = $1"
+    ),
     "history": "batch_key = $1 AND kind <> 'erasure'",
 }
 

@@ -37,6 +37,7 @@ LAWS_FIELD = "laws"
 REPORT_PREFIX = "report:"
 OUTCOME_PREFIX = "outcome:"
 INVALID_PREFIX = "invalid:"
+DEFINITION_PREFIX = "definition:"
 SLOT_PREFIX = "slot:"
 
 # The first byte of an essay's field; no other field begins with it.
@@ -127,6 +128,11 @@ def outcome_field(phase: str, key: str) -> str:
 def invalid_field(phase: str, essay_id: str | None) -> str:
     """The field of an invalidation. An essay's id may be any text, so the phase comes first."""
     return f"{INVALID_PREFIX}{phase}" if essay_id is ALL_ESSAYS else f"{INVALID_PREFIX}{phase}:{essay_id}"
+
+
+def definition_field(phase: str, definition: str) -> str:
+    """The field with the newest time of a fact that was recorded under a definition."""
+    return f"{DEFINITION_PREFIX}{phase}:{definition}"
 
 
 def slot_field(slot: Slot) -> str:
@@ -313,6 +319,9 @@ def _decode_registers(registers: Mapping[str, str]) -> BatchState:
         elif name.startswith(INVALID_PREFIX):
             phase, colon, essay_id = name.removeprefix(INVALID_PREFIX).partition(":")
             state.invalidations.setdefault(phase, {})[essay_id if colon else ALL_ESSAYS] = int(text)
+        elif name.startswith(DEFINITION_PREFIX):
+            phase, _, definition = name.removeprefix(DEFINITION_PREFIX).partition(":")
+            state.definitions.setdefault(phase, {})[definition] = int(text)
         elif name == EXPECTED_FIELD:
             at, _, count = text.partition(":")
             state.expected = Expected(int(count), int(at))

@@ -21,6 +21,7 @@ from bcs.storage.redis.batch_codec import (
     StoredBatch,
     building_state,
     decoding_batch,
+    definition_field,
     encode_ending,
     encode_expected,
     encode_mark,
@@ -145,4 +146,7 @@ def _registers(state: BatchState) -> list[tuple[str, str, str]]:
     for phase, times in state.invalidations.items():
         for essay, at_us in times.items():
             registers.append(("invalid", invalid_field(phase, essay), str(at_us)))
+    for phase, recorded in state.definitions.items():
+        for definition, at_us in recorded.items():
+            registers.append(("definition", definition_field(phase, definition), str(at_us)))
     return registers

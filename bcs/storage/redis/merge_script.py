@@ -109,8 +109,8 @@ local function outcome(wins)
   }
 end
 
--- An invalidation: the latest wins.
-local invalid = {
+-- The time of an invalidation, or of the newest fact under a definition: the latest wins.
+local latest = {
   read = function(value)
     return string.match(value, '^(%d+)$')
   end,
@@ -124,7 +124,8 @@ local rules = {
   ['expected'] = expected,
   ['newest outcome'] = outcome(1),
   ['earliest outcome'] = outcome(-1),
-  ['invalid'] = invalid,
+  ['invalid'] = latest,
+  ['definition'] = latest,
 }
 
 local ttl_ms, stamp, limit, slot_count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from bcs.domain.progress import BatchSummary, PhaseProgress
+from bcs.domain.progress import BatchSummary, OlderDefinition, PhaseProgress
 from bcs.errors import StoreCorrupted
 
 _USUAL_PROGRESS = (None, 0, 0, 0)
@@ -41,14 +41,17 @@ def decode_summary(key: str, text: bytes) -> BatchSummary:
         raise StoreCorrupted(key, f"not a summary: {error}") from None
 
 
-def _encode_progress(progress: PhaseProgress) -> list[int | None]:
+def _encode_progress(progress: PhaseProgress) -> list[int | str | None]:
     always = [int(progress.complete), progress.completed, progress.failed]
-    further = [
+    further: list[int | None] = [
         progress.outcome_at_us,
         progress.failed_before,
         progress.left_out,
         int(progress.covered),
     ]
+    if progress.older is not None:
+        older = progress.older
+        return [*always, *further, older.definition, older.at_us, older.completed_since]
     # Usual values at the end are left out, to save space.
     while further and further[-1] == _USUAL_PROGRESS[len(further) - 1]:
         further.pop()
@@ -63,8 +66,13 @@ def _decode_progress(
     failed_before: int = 0,
     left_out: int = 0,
     covered: int = 0,
+    definition: str | None = None,
+    definition_at_us: int = 0,
+    completed_since: int = 0,
 ) -> PhaseProgress:
-    _require_integers(complete, completed, failed, failed_before, left_out, covered)
+    _require_integers(complete, completed, failed, failed_before, left_out, covered, definition_at_us, completed_since)
+    if not isinstance(definition, str | None):
+        raise TypeError("not a definition")
     _require_integers(0 if outcome_at_us is None else outcome_at_us)
     return PhaseProgress(
         complete == 1,
@@ -74,6 +82,7 @@ def _decode_progress(
         left_out=left_out,
         covered=covered == 1,
         outcome_at_us=outcome_at_us,
+        older=None if definition is None else OlderDefinition(definition, definition_at_us, completed_since),
     )
 
 

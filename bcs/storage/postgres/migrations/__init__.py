@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest version."""
 
 VERSION_TABLE = "bcs_schema_version"
