@@ -106,6 +106,7 @@ async def test_a_batch_without_an_archived_registration_gets_no_answer(
     async with ServiceWithArchive(tmp_path, database_url) as setup:
         await setup.apply(batch, [done])
         await setup.apply(registered, [EssaysRegistered(("e1",), 1, AT_US), done])
+        await wait_until(lambda: is_archived(setup, registered))
         setup.redis_proxy.refuse()
         await setup.redis_proxy.cut()
 
