@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 import anyio.lowlevel
 import anyio.to_thread
@@ -15,14 +16,15 @@ import structlog
 from bcs.actors.archive.client import ArchiveClient
 from bcs.actors.messages import DeliveryToken
 from bcs.actors.runtime import Runtime
-from bcs.domain.dead_lettered import entry_about, entry_id_of
+from bcs.domain.dead_lettered import entry_about, entry_id_of, replay_entry, replay_id_of
 from bcs.domain.history import FactsRecorded, Position
 from bcs.domain.times import microseconds
 from bcs.errors import DeadLetterReason, StoreError, UndecodableMessage
 from bcs.storage.ports import OutboxWriter
 from bcs.wire import topics
+from bcs.wire.dead_letters.decode import read_replay
 from bcs.wire.dead_letters.encode import RESOLUTION_FAILED, dead_letter, unread_dead_letter
-from bcs.wire.published import OutboundMessage
+from bcs.wire.published import ConsumedMessage, OutboundMessage
 from bcs.wire.tracing import trace_of_message
 
 log = structlog.stdlib.get_logger("bcs.dead_letters")
@@ -149,6 +151,40 @@ class DeadLetters:
         :param entry: for the history of the batch.
         """
         return EncodedDeadLetter(message=message, topic=topics.RESOLUTION, reason=RESOLUTION_FAILED, entry=entry)
+
+    def note_replay(self, message: ConsumedMessage, batch_id: str | None, correlation_id: str | None) -> None:
+        """Have the history of a batch tell of a replay, if a message is the replayed original of a dead letter.
+
+        :param batch_id: as the message has it; None where it has none.
+        """
+        replay = read_replay(message.headers) if message.headers and self.archive_client else None
+        if replay is None:
+            return
+        at = Position(replay.dead_letter.topic, replay.dead_letter.partition, replay.dead_letter.offset)
+        entry_id = replay_id_of(at, Position(message.topic, message.partition, message.offset), message.timestamp_ms)
+        self._note_replay(batch_id, entry_id, correlation_id, at, replay.operator)
+
+    def note_request_replay(self, batch_id: str, correlation_id: str, at: Position, caller: str) -> None:
+        """Have the history of a batch tell that the request in a dead letter was sent again.
+
+        :param at: the dead letter.
+        """
+        self._note_replay(batch_id, self.runtime.new_id(), correlation_id, at, caller)
+
+    def _note_replay(
+        self, batch_id: str | None, entry_id: UUID, correlation_id: str | None, at: Position, operator: str
+    ) -> None:
+        entry = replay_entry(
+            batch_id,
+            microseconds(self.runtime.now()),
+            entry_id=entry_id,
+            correlation_id=correlation_id,
+            position=at,
+            operator=operator,
+        )
+        if entry and self.archive_client:
+            # If a crash loses the entry, the message is read again, unless it was finished before.
+            self.archive_client.write_soon(entry)
 
     async def store(self, dead_letters: Sequence[EncodedDeadLetter]) -> None:
         """Store dead letters in the outbox; then count and log them.

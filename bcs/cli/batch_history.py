@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bcs.cli.output import plain
-from bcs.domain.dead_lettered import DEAD_LETTERED
+from bcs.domain.dead_lettered import DEAD_LETTERED, REPLAYED
 from bcs.domain.erasure import ErasureRecorded
 from bcs.domain.facts import (
     EssayPhaseEnded,
@@ -57,6 +57,8 @@ def printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
         at = entry.position
         message = f"the message {at.topic}/{at.partition}/{at.offset}" if at else f"the request of {entry.asked_by}"
         lines = [f"{message} became a dead letter: {entry.reason}"]
+    elif entry.event_type == REPLAYED and (at := entry.position):
+        lines = [f"the dead letter {at.topic}/{at.partition}/{at.offset} was replayed by {entry.asked_by}"]
     else:
         lines = [*_sentences(entry.facts), *_origin(entry)]
     if entry.correlation_id:

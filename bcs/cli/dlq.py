@@ -61,7 +61,7 @@ def list_dead_letters(
     each: Annotated[bool, typer.Option("--each", help="List every dead letter, not only the counts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count dead letters by topic, reason and service: how many wait, how many were replayed; oldest and newest."""
+    """Count dead letters by topic, reason, producer and service: waiting, replayed, the oldest and the newest."""
     settings = _settings()
     selection = selection_of(None, topic, reason, batch, since, until, service)
     index = running.run(_read_index, settings, selection)

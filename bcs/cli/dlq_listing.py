@@ -23,7 +23,7 @@ _SECONDS_CHARACTERS = 19
 
 @dataclass(slots=True)
 class Group:
-    """The dead letters of one topic, reason and service."""
+    """The dead letters of one topic, reason, producer and service."""
 
     waiting: int = 0
     replayed: int = 0
@@ -31,31 +31,33 @@ class Group:
 
 
 def print_index(index: DeadLetterIndex, *, each: bool, as_json: bool) -> None:
-    """Print counts by topic, reason and service; with `each`, print every dead letter."""
+    """Print counts by topic, reason, producer and service; with `each`, print every dead letter."""
     if each:
         _print_each(index, as_json=as_json)
         return
-    groups: dict[tuple[str, str, str], Group] = {}
+    groups: dict[tuple[str, str, str, str], Group] = {}
     for position, dead_letter in index.dead_letters.items():
-        group = groups.setdefault((position.topic, dead_letter.reason, dead_letter.service), Group())
+        key = position.topic, dead_letter.reason, dead_letter.producer or "", dead_letter.service
+        group = groups.setdefault(key, Group())
         group.times.append(dead_letter.timestamp)
         if position in index.replayed:
             group.replayed += 1
         else:
             group.waiting += 1
     for position in index.unreadable:
-        groups.setdefault((position.topic, _UNREADABLE, ""), Group()).waiting += 1
+        groups.setdefault((position.topic, _UNREADABLE, "", ""), Group()).waiting += 1
     rows: list[dict[str, Any]] = [
         {
             "topic": topic,
             "reason": reason,
+            "producer": producer or None,
             "waiting": group.waiting,
             "replayed": group.replayed,
             "oldest": min(group.times, default=None),
             "newest": max(group.times, default=None),
             "service": service or None,
         }
-        for (topic, reason, service), group in sorted(groups.items())
+        for (topic, reason, producer, service), group in sorted(groups.items())
     ]
     if as_json:
         print_json({"groups": rows})
@@ -67,9 +69,12 @@ def print_index(index: DeadLetterIndex, *, each: bool, as_json: bool) -> None:
             typer.echo(printable(topic))
             short = [{**row, "oldest": _seconds(row["oldest"]), "newest": _seconds(row["newest"])} for row in of_topic]
             shared = any(row["service"] not in (None, SERVICE) for row in short)
-            _print_rows(("reason", "waiting", "replayed", "oldest", "newest", *(["service"] if shared else [])), short)
+            _print_rows(
+                ("reason", "producer", "waiting", "replayed", "oldest", "newest", *(["service"] if shared else [])),
+                short,
+            )
     else:
-        _print_rows(("topic", "reason", "waiting", "replayed", "oldest", "newest", "service"), rows)
+        _print_rows(("topic", "reason", "producer", "waiting", "replayed", "oldest", "newest", "service"), rows)
 
 
 def _print_each(index: DeadLetterIndex, *, as_json: bool) -> None:
@@ -82,6 +87,7 @@ def _print_each(index: DeadLetterIndex, *, as_json: bool) -> None:
             "failures": dead_letter.failures,
             "replayed": position in index.replayed,
             "service": dead_letter.service,
+            "producer": dead_letter.producer,
         }
         for position, dead_letter in sorted(index.dead_letters.items())
     ]
@@ -97,7 +103,7 @@ def _print_each(index: DeadLetterIndex, *, as_json: bool) -> None:
             writer = "" if row["service"] == SERVICE else f", from {row['service']}"
             typer.echo(printable(f"{summary}, {counted(row['failures'], 'failure')}, {state}{writer}"))
     elif rows or unreadable:
-        _print_rows(("position", "reason", "batch", "time", "failures", "replayed", "service"), rows)
+        _print_rows(("position", "reason", "batch", "time", "failures", "replayed", "service", "producer"), rows)
     if not rows and not unreadable:
         typer.echo(nothing_selected(index.total))
     for position, problem in unreadable.items():

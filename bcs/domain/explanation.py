@@ -264,8 +264,9 @@ def explaining_phase(
     else:
         if decision.reason in _AGAIN:
             causes.append(PhaseCause(cause=_AGAIN[decision.reason], phases=decision.run_again_after))
-        if decision.complete and not progress.complete:
-            # A forced phase may be assumed to be complete, too.
+        outdated = progress.older is not None and decision.changed is None
+        if decision.complete and (outdated or not progress.complete):
+            # A forced phase may be assumed to be complete, too; then its definition does not count, either.
             assumed = Outcome.COMPLETED
             causes.append(PhaseCause(cause=Cause.ASSUMED_COMPLETED))
         elif progress.complete:

@@ -371,9 +371,9 @@ class FactsEntry(TypedDict):
     event_type: str
     event_id: str | None
     source: KafkaPosition | None
-    """Null for facts that came over HTTP."""
+    """Null for facts that came over HTTP. Of a replay (`DeadLetterReplayed`, without facts): the dead letter."""
     reported_by: str | None
-    """The caller of a phase report or of an invalidation."""
+    """The caller of a phase report or of an invalidation, and the operator who replayed a dead letter."""
     facts: Sequence[Fact]
     reason: NotRequired[str]
     """Of an invalidation, and of a dead letter (`DeadLettered`, without facts)."""

@@ -8,7 +8,7 @@ from typing import Final
 from aiohttp import StreamReader, web
 
 from bcs.http.deadlines import Deadlines
-from bcs.http.held import HeldBytes
+from bcs.http.held import HeldBytes, Holder
 from bcs.http.problems import Problem, overloaded
 
 BODY: Final = web.RequestKey("body", bytes)
@@ -96,9 +96,13 @@ class Bodies:
         finally:
             self._awaited.unwatch(reading)
 
-    def release(self, reading: Reading) -> None:
+    def keep(self, reading: Reading, holder: Holder) -> None:
+        """Have another holder hold the bytes of a body, because they are needed for longer."""
+        holder.held_bytes, reading.held_bytes = reading.held_bytes, 0
+
+    def release(self, holder: Holder) -> None:
         """Release the bytes of a body, because the request is answered."""
-        self._held.release(reading)
+        self._held.release(holder)
 
     async def _complete_body(self, content: StreamReader, reading: Reading) -> bytes:
         body = bytearray()

@@ -20,6 +20,7 @@ from bcs.http.bodies import unreadable
 from bcs.http.callers import Caller, Callers, Crowded
 from bcs.http.deadlines import Deadlines
 from bcs.http.guard import Handler
+from bcs.http.lines import LinesResponse
 from bcs.http.problems import Problem, fault, overloaded
 from bcs.http.replies import JsonResponse
 
@@ -63,6 +64,7 @@ class Connection(web.RequestHandler):
         "_note_taken",
         "_refused_body",
         "_retry_after_seconds",
+        "_streamed",
         "_unrouted",
         "_waiting",
         "_wire",
@@ -101,6 +103,7 @@ class Connection(web.RequestHandler):
         self._waiting: Deadlines[Caller] | None = None  # the wait for a request
         self._arrived_bytes = 0
         self._refused_body: StreamReader | None = None
+        self._streamed: LinesResponse | None = None
         self._wire: Any = None
         self.held_bytes = 0
 
@@ -122,6 +125,8 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
         if self._refused_body:
             self._refused_body.feed_eof()  # otherwise aiohttp keeps waiting for the rest of the body
+        if self._streamed:
+            self._streamed.caller_left()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the caller."""
@@ -187,7 +192,13 @@ class Connection(web.RequestHandler):
         # aiohttp drops the bytes after a request for an upgrade that it does not know.
         if self._close or self._crowded or self._refused_body or request._message.upgrade:
             resp.force_close()
-        sent = await super().finish_response(request, resp, start_time)
+        self._streamed = resp if isinstance(resp, LinesResponse) else None
+        try:
+            sent = await super().finish_response(request, resp, start_time)
+        finally:
+            if self._streamed is not None:
+                self._streamed.end()
+                self._streamed = None
         self._wait_for_next(keep_alive=bool(resp.keep_alive))
         return sent
 

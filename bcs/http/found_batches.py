@@ -15,7 +15,7 @@ from bcs.domain.progress import PhaseProgress
 from bcs.domain.slices import Sliced
 from bcs.domain.times import LATEST_US, format_timestamp, microseconds
 from bcs.http import answers
-from bcs.http.parameters import BatchesQuery
+from bcs.http.parameters import WantedBatches
 from bcs.http.requests import InvalidField, InvalidParameters
 from bcs.storage.batch_index import Place
 from bcs.usecases.find_batches import Cursor, FoundBatch, FoundBatches
@@ -23,31 +23,31 @@ from bcs.usecases.find_batches import Cursor, FoundBatch, FoundBatches
 _NOTHING = PhaseProgress(False, 0, 0)
 
 
-def criteria_of(query: BatchesQuery, definitions: PipelineDefinitions, now_us: int) -> Criteria:
+def criteria_of(wanted: WantedBatches, definitions: PipelineDefinitions, now_us: int) -> Criteria:
     """What the caller wants to find.
 
     :param now_us: wall-clock time in microseconds since 1970 UTC.
     :raises InvalidParameters: two parameters that exclude each other.
     :raises UnknownPipeline: nothing is defined under the name.
     """
-    if query.phase is not None and query.pipeline is not None:
+    if wanted.phase is not None and wanted.pipeline is not None:
         raise InvalidParameters((InvalidField("phase", "it can't be given together with `pipeline`"),))
     phases: tuple[str, ...] | None = None
-    if query.phase is not None:
-        if query.phase not in {*definitions.phases, *PLATFORM_PHASES}:
+    if wanted.phase is not None:
+        if wanted.phase not in {*definitions.phases, *PLATFORM_PHASES}:
             known = ", ".join(sorted({*definitions.phases, *PLATFORM_PHASES}))
             raise InvalidParameters((InvalidField("phase", f"must be one of {known}"),))
-        phases = (query.phase,)
-    elif query.pipeline is not None:
-        phases = tuple(phase.name for phase in definitions.plan(query.pipeline))
-    until_us, stale_us = _microseconds(query.until), query.stale_seconds * 1_000_000
-    if query.state is Condition.STALE:
+        phases = (wanted.phase,)
+    elif wanted.pipeline is not None:
+        phases = tuple(phase.name for phase in definitions.plan(wanted.pipeline))
+    until_us, stale_us = _microseconds(wanted.until), wanted.stale_seconds * 1_000_000
+    if wanted.state is Condition.STALE:
         # So the batches that have just changed need not be looked at.
         until_us = min(now_us - stale_us, now_us if until_us is None else until_us)
     return Criteria(
-        condition=query.state,
+        condition=wanted.state,
         phases=phases,
-        since_us=_microseconds(query.since),
+        since_us=_microseconds(wanted.since),
         until_us=until_us,
         stale_us=stale_us,
     )
@@ -63,14 +63,14 @@ def encode_cursor(cursor: Cursor) -> str:
     return urlsafe_b64encode(to_json(fields)).decode().rstrip("=")
 
 
-def cursor_in(query: BatchesQuery) -> Cursor | None:
+def cursor_in(wanted: WantedBatches) -> Cursor | None:
     """The cursor that `encode_cursor` encoded; None without one.
 
     :raises InvalidParameters: BCS did not make this text.
     """
-    if query.cursor is None:
+    if wanted.cursor is None:
         return None
-    cursor = _decoded(query.cursor)
+    cursor = _decoded(wanted.cursor)
     if cursor is None:
         raise InvalidParameters((InvalidField("cursor", "it is not from an answer of BCS"),))
     return cursor

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, lru_cache, partial
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import anyio
@@ -24,8 +24,10 @@ from bcs.http.addresses import network_of
 from bcs.http.bodies import Bodies, CallerLeft, Reading
 from bcs.http.deadlines import Deadlines
 from bcs.http.identity import Scope, identity_of
+from bcs.http.lines import Lines, LinesResponse
 from bcs.http.problems import (
     Problem,
+    draining,
     fault,
     from_aiohttp,
     invalid_fields,
@@ -39,6 +41,8 @@ from bcs.supervision import describe
 from bcs.wire.events import MOST_ID_CHARACTERS
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
+
+T = TypeVar("T")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Admit = Callable[[web.Request], None]
@@ -99,6 +103,8 @@ class RequestGuard:
         self._access = access
         self._in_flight = 0
         self._concurrent = 0
+        self._streams = 0
+        self._ends_streams = False
         telemetry.http_in_flight.set_function(lambda: self._in_flight)
         self._closes_after_response = False
         self._all_answered: anyio.Event | None = None
@@ -116,6 +122,10 @@ class RequestGuard:
         The caller learns from the response that the connection closes, and sends no further request on it.
         """
         self._closes_after_response = True
+
+    def end_streams(self) -> None:
+        """End each answer that is still being sent line by line, from now on, with a line that says so."""
+        self._ends_streams = True
 
     def count_from_zero(self, method: str, route: str) -> None:
         """Show the series of a route's answers and failures before the first one: alerts see only what increases."""
@@ -168,16 +178,11 @@ class RequestGuard:
         try:
             response, problem = await self._guarded(request, handler, reads_body, admit)
         finally:
-            self._in_flight -= 1
-            if self._all_answered and not self._in_flight:
-                self._all_answered.set()
-        route = route or _route_label(request)
-        method = request.method if request.method in _METHODS else "other"
-        seconds = time.perf_counter() - began
-        requests, duration = self._series(method, route, response.status)
-        requests.inc()
-        duration.observe(seconds)
-        self._log(request, method, route, response.status, problem, seconds)
+            self._not_in_flight()
+        if isinstance(response, LinesResponse):
+            self._guard_lines(request, response, route, began)
+        else:
+            self._count(request, route, response.status, problem, began)
         if self._closes_after_response:
             response.force_close()
         # Callers may choose any characters for the id, but a header must not contain all characters.
@@ -186,6 +191,66 @@ class RequestGuard:
             correlation_id = quote(correlation_id, safe=_HEADER_SAFE)
         response.headers[CORRELATION_HEADER] = correlation_id
         return response
+
+    def _not_in_flight(self) -> None:
+        self._in_flight -= 1
+        if self._all_answered and not self._in_flight:
+            self._all_answered.set()
+
+    def _guard_lines(self, request: web.Request, response: LinesResponse, route: str | None, began: float) -> None:
+        """Have the further lines of a response made under the same guard.
+
+        A request is in flight while lines are made, and not while its caller reads them. It is counted at the end.
+        """
+        failures: list[Problem] = []
+        finished = False
+
+        async def following() -> bytes:
+            nonlocal finished
+            while not (response.lines.ended or failures):
+                self._in_flight += 1
+                try:
+                    problem, made = await self._more_lines(request, response.lines)
+                finally:
+                    self._not_in_flight()
+                failures.extend([problem] if problem else [])
+                if made:
+                    return made
+            finished = True
+            return b""
+
+        def count() -> None:
+            self._streams -= 1
+            self._bodies.release(response)
+            problem = failures[0] if failures else None
+            status = CALLER_LEFT if not (finished or problem) else problem.status.value if problem else response.status
+            self._count(request, route, status, problem, began)
+
+        self._streams += 1
+        response.guard(following)
+        response.at_end(count)
+
+    async def _more_lines(self, request: web.Request, lines: Lines) -> tuple[Problem | None, bytes]:
+        try:
+            if self._ends_streams:
+                raise draining()
+            return None, await self._in_time(lines.more)
+        except Problem as error:
+            problem = error
+        except Exception as error:  # noqa: BLE001 (the caller must get a last line)
+            problem = problem_of(error) or self._fault(request, error)
+        return problem, lines.failed(problem.document(correlation_id_of(request)))
+
+    def _count(
+        self, request: web.Request, route: str | None, status: int, problem: Problem | None, began: float
+    ) -> None:
+        route = route or _route_label(request)
+        method = request.method if request.method in _METHODS else "other"
+        seconds = time.perf_counter() - began
+        requests, duration = self._series(method, route, status)
+        requests.inc()
+        duration.observe(seconds)
+        self._log(request, method, route, status, problem, seconds)
 
     def _log(
         self, request: web.Request, method: str, route: str, status: int, problem: Problem | None, seconds: float
@@ -212,9 +277,7 @@ class RequestGuard:
     async def _guarded(
         self, request: web.Request, handler: Handler, reads_body: bool, admit: Admit | None
     ) -> tuple[web.StreamResponse, Problem | None]:
-        task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]
         reading: Reading | None = None
-        late = False
         try:
             if admit is not None:
                 self._admit(admit, request)  # before anything is read for this caller, or told
@@ -225,25 +288,14 @@ class RequestGuard:
             if reads_body:
                 _ensure_json(request)
                 if not self._bodies.take_small(request):
-                    reading = Reading(task)
+                    reading = Reading(asyncio.current_task())  # type: ignore[arg-type]
                     await self._bodies.read(request, reading)
             # Probes do not count: the platform would kill an overloaded service whose probes fail.
             if self._concurrent >= self._settings.http_max_concurrent_requests and request.path not in _PROBES:
                 raise overloaded("too many requests at a time")
-            self._concurrent += 1
-            self._deadlines.watch(task)
-            try:
-                return await handler(request), None
-            finally:
-                late = not self._deadlines.unwatch(task)
-                self._concurrent -= 1
+            return self._begun(await self._in_time(partial(handler, request)), reading), None
         except Problem as error:
             problem = error
-        except asyncio.CancelledError:
-            # The deadline has not cancelled the task, or is not the only reason: the connection must end.
-            if not late or task.uncancel():
-                raise
-            problem = Problem("deadline", "no answer in time")
         except CallerLeft:
             log.debug("client_disconnected", correlation_id=correlation_id_of(request))
             return web.Response(status=CALLER_LEFT), None
@@ -257,6 +309,40 @@ class RequestGuard:
             if reading:
                 self._bodies.release(reading)
         return self._refuse(request, problem), problem
+
+    def _begun(self, response: web.StreamResponse, reading: Reading | None) -> web.StreamResponse:
+        """The response of a handler.
+
+        :raises Problem: too many responses are being sent line by line.
+        """
+        if isinstance(response, LinesResponse):
+            if self._streams >= self._settings.http_max_concurrent_requests:
+                raise overloaded("too many answers at a time that are sent line by line")
+            if reading:
+                # What the body says is needed until the last line.
+                self._bodies.keep(reading, response)
+        return response
+
+    async def _in_time(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do work that has a deadline.
+
+        :raises Problem: the work was not done in time.
+        """
+        task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]
+        self._concurrent += 1
+        self._deadlines.watch(task)
+        late = False
+        try:
+            try:
+                return await work()
+            finally:
+                late = not self._deadlines.unwatch(task)
+                self._concurrent -= 1
+        except asyncio.CancelledError:
+            # The deadline has not cancelled the task, or is not the only reason: the connection must end.
+            if not late or task.uncancel():
+                raise
+            raise Problem("deadline", "no answer in time") from None
 
     def _admit(self, admit: Admit, request: web.Request) -> None:
         try:

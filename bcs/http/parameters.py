@@ -79,10 +79,9 @@ class FoundHistoryQuery(HistoryQuery):
     correlation_id: Annotated[str, Field(min_length=1, max_length=MOST_ID_CHARACTERS)]
 
 
-class BatchesQuery(Body):
-    """The batches that the caller wants to find."""
+class WantedBatches(Body):
+    """What batches are like that the caller wants."""
 
-    limit: Annotated[int, Field(ge=1, le=MOST_BATCHES)] = USUAL_BATCHES
     state: Annotated[
         Condition | None,
         Field(description="Only batches in this state; `phase` and `pipeline` say which phases count for it."),
@@ -105,6 +104,12 @@ class BatchesQuery(Body):
         Field(ge=1, le=MOST_SECONDS, description="An incomplete batch is stale after so long without a change."),
     ] = USUAL_STALE_SECONDS
     cursor: Annotated[str | None, Field(min_length=1, description="From the `next` of the page before.")] = None
+
+
+class BatchesQuery(WantedBatches):
+    """The batches that the caller wants to find."""
+
+    limit: Annotated[int, Field(ge=1, le=MOST_BATCHES)] = USUAL_BATCHES
 
 
 class EssaysQuery(Body):

@@ -156,9 +156,9 @@ class Problem(Exception):
         self.challenge = challenge
         self.wait_seconds = wait_seconds
 
-    def response(self, correlation_id: str, retry_after_seconds: int) -> JsonResponse:
-        """The response."""
-        document = {
+    def document(self, correlation_id: str) -> dict[str, Any]:
+        """The problem document."""
+        return {
             "type": f"urn:bcs:problem:{self.kind}",
             "title": KINDS[self.kind].title,
             "status": self.status.value,
@@ -166,6 +166,10 @@ class Problem(Exception):
             "correlation_id": correlation_id,
             **self.extensions,
         }
+
+    def response(self, correlation_id: str, retry_after_seconds: int) -> JsonResponse:
+        """The response."""
+        document = self.document(correlation_id)
         wait_seconds = retry_after_seconds if self.wait_seconds is None else ceil(self.wait_seconds)
         headers = {"Retry-After": str(wait_seconds)} if KINDS[self.kind].retry else {}
         if self.challenge:
@@ -176,6 +180,11 @@ class Problem(Exception):
 def overloaded(detail: str) -> Problem:
     """503: the service has no room for the request now."""
     return Problem("overloaded", detail)
+
+
+def draining() -> Problem:
+    """503: the service stops."""
+    return Problem("draining", "the service is stopping")
 
 
 def too_many_requests(wait_seconds: float) -> Problem:

@@ -22,6 +22,7 @@ from bcs.wire.events import MOST_ID_CHARACTERS, Identifier
 # Headers between `bcs dlq replay` and the service, for a resolution that is replayed.
 FAILURES_HEADER = "X-BCS-Failures"
 FIRST_FAILURE_HEADER = "X-BCS-First-Failure"
+REPLAYED_FROM_HEADER = "X-BCS-Replayed-From"
 DEFINITIONS_HEADER = "X-BCS-Definitions"
 """In the answer to `DefinePipeline`: the version and the hash of the definitions that decided."""
 
@@ -33,8 +34,6 @@ _MOST_KEPT = 1_000
 _BEFORE_KEPT = len('{"batch_id":""')
 
 _MOST_NAMES = 100
-MOST_PLANNED = 1_000
-"""How many batches a plan has at most."""
 PhaseNames = Annotated[tuple[Identifier, ...], Field(max_length=_MOST_NAMES, fail_fast=True)]
 MOST_INVALIDATED_PHASES = 20
 MOST_INVALIDATED_ESSAYS = 1_000
@@ -62,7 +61,7 @@ class BatchMetadata(Body):
     ] = None
 
 
-_OPTION_FIELDS: Fields = dict.fromkeys(
+OPTION_FIELDS: Fields = dict.fromkeys(
     ("force", "until", "only", "exclude", "assume_completed", "assume_failed", "definitions")
 )
 
@@ -136,7 +135,7 @@ class DefinePipeline(WithOptions):
         "batch_metadata": {"prompt_attached": None, "prompt_source": None, "assignment_id": None},
         "dry_run": None,
         "explain": None,
-        **_OPTION_FIELDS,
+        **OPTION_FIELDS,
     }
     batch_id: Identifier
     requested_pipeline: Annotated[Identifier, Field(description="A phase or a pipeline of the configuration.")]
@@ -184,19 +183,6 @@ class DefinePipeline(WithOptions):
 
 
 _WITHOUT_EFFECT = ("assume_completed", "assume_failed", "definitions")
-
-
-class PlanPipelines(WithOptions):
-    """A question about many batches: which phases of a pipeline does each still need?"""
-
-    fields: ClassVar[Fields] = {
-        "batch_ids": None,
-        "requested_pipeline": None,
-        "correlation_id": None,
-        **_OPTION_FIELDS,
-    }
-    batch_ids: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=MOST_PLANNED, fail_fast=True)]
-    requested_pipeline: Annotated[Identifier, Field(description="A phase or a pipeline of the configuration.")]
 
 
 class CompletePhase(Body):

@@ -153,6 +153,7 @@ class HttpServer:
                     self.feed.end()  # the pages connect again, to another replica or to the next process
                 # /readyz already answers 503. The load balancer needs this time to notice.
                 await anyio.sleep(self.settings.shutdown_drain_seconds)
+                guard.end_streams()
                 for port in ports:
                     port.acceptor.reject_new_connections()
                 await anyio.sleep(_HANDSHAKE_SECONDS)
@@ -173,6 +174,7 @@ class HttpServer:
             grace_seconds = self.settings.http_kill_grace_seconds
             with anyio.move_on_after(linger_seconds + grace_seconds * 4, shield=True):
                 guard.close_after_response()
+                guard.end_streams()
                 if not stopped:
                     # A caller that has just connected is about to send a request.
                     await anyio.sleep(linger_seconds)
@@ -248,8 +250,7 @@ class HttpServer:
                 scope=route.scope,
                 public=public,
             )
-            if not route.probe:
-                guarded = traced(guarded, self.tracer, route)
+            guarded = traced(guarded, self.tracer, route)
             expect = _expecting(guard, route.scope, resource.canonical, public=public)
             for accepted in (route.method, "HEAD") if route.method == "GET" else (route.method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)

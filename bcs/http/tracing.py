@@ -10,19 +10,21 @@ from aiohttp import web
 from bcs.actors.spans import BATCH_ID as BATCH
 from bcs.actors.spans import CORRELATION_ID as CORRELATION
 from bcs.http.guard import BATCH_ID, CORRELATION_ID, Handler
-from bcs.http.routing import Route
+from bcs.http.routing import Group, Route
 from bcs.observability.tracing import NO_SPAN, Attributes, Span, SpanDescription, SpanKind, Tracer
 from bcs.wire.tracing import TraceContext, trace_of
 
 _SPAN: Final = web.RequestKey("span", Span)
+# Probes would drown the others, and the stream of the page lasts for hours.
+_TRACED = frozenset({Group.PIPELINES, Group.PHASES, Group.BATCHES})
 
 
 def traced(handler: Handler, tracer: Tracer, route: Route) -> Handler:
-    """Give each request a span; the handler itself while tracing is off.
+    """Give each request a span; the handler itself while tracing is off, and for routes without spans.
 
     :param handler: answers every request, also with an error.
     """
-    if not tracer.enabled:
+    if not tracer.enabled or route.group not in _TRACED:
         return handler
 
     async def answer(request: web.Request) -> web.StreamResponse:

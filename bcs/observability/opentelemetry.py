@@ -54,10 +54,14 @@ def tracer_of(settings: Settings) -> OpenTelemetryTracer:
     :raises ConfigurationError: an `OTEL_…` variable can't be used.
     """
     try:
-        processor = BatchSpanProcessor(ReportingExporter(OTLPSpanExporter()))
+        exporter = ReportingExporter(OTLPSpanExporter())
+        tracer = OpenTelemetryTracer(settings, BatchSpanProcessor(exporter))
     except (ValueError, OSError) as error:
         raise ConfigurationError(f"BCS_TRACING: an OTEL_… variable can't be used: {error}") from error
-    return OpenTelemetryTracer(settings, processor)
+    if exporter.problem:
+        # The library goes on with a default where it can't use a variable, such as that of the sampler.
+        log.warning("tracing_variable_ignored", problem=exporter.problem)
+    return tracer
 
 
 class OpenTelemetryTracer:
@@ -185,10 +189,15 @@ class ReportingExporter(SpanExporter):
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
         self._failing = False
-        self._library = _LastProblem()
+        self._library = _LastProblem(logging.WARNING)
         library = logging.getLogger("opentelemetry")
         library.propagate = False
         library.handlers[:] = [self._library]
+
+    @property
+    def problem(self) -> str:
+        """The last thing that the library has logged; empty if nothing."""
+        return self._library.text
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See `SpanExporter.export`."""

@@ -18,6 +18,8 @@ from bcs.runtime import running
 
 # The timeout of the orchestrator, which is the usual caller. The service itself answers sooner.
 _TIMEOUT_SECONDS = 30.0
+# The lines come one after the other, and each of them in time.
+_LINES_TIMEOUT_SECONDS = 120.0
 _LONGEST_ANSWER_BYTES = 64 * 1024 * 1024
 
 
@@ -91,19 +93,31 @@ def ask(
     :raises RequestFailed: the service refused the request.
     :raises NotThisService: the response is not from BCS.
     """
-    return _document(_answer(url, body, expecting, timeout_seconds, method))
+    status, raw = _answer(url, body, expecting, timeout_seconds, method)
+    document = _document(raw)
+    if not document.keys() >= set(expecting):
+        raise NotThisService(url, status)
+    return document
 
 
 def ask_lines(
-    url: str, body: Mapping[str, Any], *, expecting: Collection[str], timeout_seconds: float = _TIMEOUT_SECONDS
-) -> list[dict[str, Any]]:
-    """POST a document, and return the documents in the lines of the response.
+    url: str, body: Mapping[str, Any], *, expecting: Collection[str], timeout_seconds: float = _LINES_TIMEOUT_SECONDS
+) -> tuple[list[bytes], dict[str, Any]]:
+    """POST a document, and return the lines of the response, and the document in the last one.
 
-    :param expecting: the members that the last line of every response has.
+    :param expecting: the members that the last line of every complete response has.
+    :raises RequestFailed: the service refused the request, or could not answer it to its end.
     :raises BcsError: as `ask`.
     """
-    raw = _answer(url, body, expecting, timeout_seconds)
-    return [_document(line) for line in raw.splitlines()]
+    status, raw = _answer(url, body, expecting, timeout_seconds)
+    *lines, last = raw.splitlines() or [b""]
+    document = _document(last)
+    if document.keys() >= set(expecting):
+        return lines, document
+    problem = document.get("problem")
+    if "batch_id" not in document and isinstance(problem, dict) and isinstance(problem.get("status"), int):
+        raise RequestFailed(problem["status"], problem, None)
+    raise NotThisService(url, status)
 
 
 def _answer(
@@ -112,8 +126,8 @@ def _answer(
     expecting: Collection[str],
     timeout_seconds: float,
     method: str | None = None,
-) -> bytes:
-    """The body of the response."""
+) -> tuple[int, bytes]:
+    """The status and the body of the response."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "User-Agent": user_agent()}
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 (options check it)
@@ -131,7 +145,7 @@ def _answer(
 
     try:
         # The timeout of a socket does not limit the lookup of its host name.
-        status, raw = running.call_with_timeout(answer, timeout_seconds)
+        return running.call_with_timeout(answer, timeout_seconds)
     except TimeoutError:
         raise ServiceUnreachable(url, f"nothing in {timeout_seconds:.0f} s", late=True) from None
     except urllib.error.HTTPError as error:
@@ -139,7 +153,7 @@ def _answer(
             raw = error.read(_LONGEST_ANSWER_BYTES)
         problem = _document(raw)
         if problem.keys() >= set(expecting):
-            return raw
+            return error.code, raw
         if not str(problem.get("type")).startswith("urn:bcs:problem:"):
             raise NotThisService(url, error.code) from None
         raise RequestFailed(error.code, problem, error.headers.get("Retry-After")) from None
@@ -147,9 +161,6 @@ def _answer(
         raise ServiceUnreachable(url, _cause(error.reason)) from None
     except (OSError, http.client.HTTPException) as error:
         raise ServiceUnreachable(url, _cause(error)) from None
-    if not _last_document(raw).keys() >= set(expecting):
-        raise NotThisService(url, status)
-    return raw
 
 
 def _phrase(status: int) -> str:
@@ -164,14 +175,11 @@ def _document(raw: bytes) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _last_document(raw: bytes) -> dict[str, Any]:
-    """The document, or the last one of several lines."""
-    return _document(raw) or _document(raw.rstrip().rpartition(b"\n")[2])
-
-
 def _cause(reason: object) -> str:
     if isinstance(reason, ssl.SSLCertVerificationError):
         return f"the certificate of the service is not trusted: {reason.verify_message} (BCS_COMMAND_CAFILE)"
+    if isinstance(reason, http.client.IncompleteRead):
+        return "the connection was lost in the middle of the answer"
     if isinstance(reason, OSError):
         return os_reason(reason) or type(reason).__name__
     return str(reason) or type(reason).__name__

@@ -54,6 +54,7 @@ from bcs.http.routes.ui import UiHandlers
 from bcs.http.server import AddressUnavailable, HttpServer, open_listener
 from bcs.http.tls import tls_of
 from bcs.kafka.clients import KafkaClients
+from bcs.kafka.lag_age import IntakeLag
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.telemetry import Telemetry
 from bcs.observability.tracer_factory import open_tracer
@@ -61,8 +62,9 @@ from bcs.observability.tracing import Tracer
 from bcs.observability.tree_observer import TreeObserver, count_restarts_from_zero
 from bcs.observability.waits import Waits
 from bcs.runtime.archive import FIRST_PROBES, ArchiveParts, archive_parts
+from bcs.storage.batch_index import BatchIndex
 from bcs.storage.factory import open_persistence
-from bcs.storage.ports import POSTGRESQL
+from bcs.storage.ports import POSTGRESQL, BatchSource
 from bcs.supervision import (
     Backoff,
     ChildSpec,
@@ -285,11 +287,15 @@ class Service:
         new_batches = NewBatches(self._quotas(), self.telemetry)
         reading = anyio.Semaphore(settings.http_max_concurrent_reads)
         snapshots, store_name = self.persistence.snapshots, self.persistence.store_name
+
+        def lag() -> IntakeLag:
+            return self.kafka.intake_lag(int(self._runtime.now().timestamp() * 1000))
+
         explainer = PipelineExplainer(
             reader=SnapshotReader(source=snapshots, store_name=store_name, archive=archive),
             archive=archive.postgres if archive else None,
             require_registration=settings.require_registration,
-            lag=lambda: self.kafka.intake_lag(int(self._runtime.now().timestamp() * 1000)),
+            lag=lag,
             reading=reading,
             history_seconds=settings.request_deadline_seconds / 4,
         )
@@ -316,6 +322,7 @@ class Service:
             store_name=self.persistence.store_name,
             archive=archive,
             outbox=self.outbox,
+            index=self.persistence.index,
         )
         pipelines = PipelineHandlers(resolver, reporter, self.definitions, settings.http_page_bytes, self._tracer)
         health = HealthHandlers(
@@ -367,10 +374,13 @@ class Service:
                     explainer=explainer,
                     planner=PipelinePlanner(
                         reader=BatchReader(store=snapshots, store_name=store_name, archive=archive),
+                        finder=self._snapshot_finder,
                         require_registration=settings.require_registration,
+                        lag=lag,
                         reading=reading,
                     ),
                     page_bytes=settings.http_page_bytes,
+                    now=self._runtime.now,
                 ),
                 InvalidationHandlers(invalidator, self.definitions, self._tracer),
                 FindingHandlers(
@@ -447,9 +457,15 @@ class Service:
         )
 
     def _finder(self, law: CompletionLaw) -> BatchFinder:
-        settings, archive, store = self.settings, self.persistence.archive, self.store
+        return self._finder_in(self.persistence.index, self.store, law)
+
+    def _snapshot_finder(self, law: CompletionLaw) -> BatchFinder:
+        return self._finder_in(self.persistence.snapshot_index, self.persistence.snapshots, law)
+
+    def _finder_in(self, index: BatchIndex, store: BatchSource, law: CompletionLaw) -> BatchFinder:
+        settings, archive = self.settings, self.persistence.archive
         return BatchFinder(
-            index=self.persistence.index,
+            index=index,
             source=POSTGRESQL if archive else self.persistence.store_name,
             summary=archived_summaries(archive.postgres, law) if archive else partial(store.summary, law=law),
             law=law,

@@ -64,3 +64,10 @@ class BatchIndex(Protocol):
         :raises StoreUnavailable: no answer.
         """
         ...
+
+    async def forget(self, batch_id: str) -> None:
+        """Remove an erased batch. A process that has noted it before may write it once more.
+
+        :raises StoreUnavailable: whether it is removed is unknown.
+        """
+        ...

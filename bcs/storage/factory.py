@@ -41,6 +41,7 @@ class Persistence:
     :param archive: None without an archive.
     :param snapshots: reads the same batches, and writes nothing.
     :param index: finds batches, in the archive if there is one.
+    :param snapshot_index: finds the same batches, and writes nothing.
     :param skips: operators' orders to skip messages; None where the state is in memory.
     :param written_index: the index that has to be written at intervals; None where there is none in Redis.
     """
@@ -51,6 +52,7 @@ class Persistence:
     outbox: Outbox
     snapshots: SnapshotSource
     index: BatchIndex
+    snapshot_index: BatchIndex
     archive: Archive | None = None
     skips: RedisSkips | None = None
     written_index: RedisBatchIndex | None = None
@@ -95,6 +97,7 @@ def open_persistence(
             outbox=MemoryOutbox(settings.outbox_max_messages, monotonic, settings.announce_once_seconds),
             snapshots=memory,
             index=memory_index,
+            snapshot_index=memory_index,
         )
     nodes = redis_nodes(settings)
     # Different from any other process, including earlier ones of this replica, whose leases expire by time.
@@ -142,6 +145,7 @@ def open_persistence(
         outbox=outbox,
         snapshots=snapshots,
         index=archive.postgres.batches if archive else index,
+        snapshot_index=archive.postgres.batches if archive else redis_index(settings, nodes, read_only=True),
         archive=archive,
         skips=skips,
         written_index=index if archive is None else None,

@@ -184,6 +184,10 @@ class MemoryBatchIndex:
         """See `BatchIndex.after`."""
         return self._scan([each for each in self._places() if each > place], limit)
 
+    async def forget(self, batch_id: str) -> None:
+        """See `BatchIndex.forget`."""
+        self._changed.pop(batch_id, None)
+
     def _places(self) -> list[Place]:
         return sorted(Place(at_us, batch_id) for batch_id, at_us in self._changed.items())
 

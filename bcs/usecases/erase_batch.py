@@ -12,6 +12,7 @@ from bcs.actors.runtime import Runtime
 from bcs.domain.erasure import ErasureRecorded, LeftOver, What
 from bcs.domain.times import microseconds
 from bcs.storage.archive import Archive
+from bcs.storage.batch_index import BatchIndex
 from bcs.storage.ports import POSTGRESQL, REDIS, ErasedCopy, Outbox, StateStore
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class BatchEraser:
     store_name: str
     archive: Archive | None
     outbox: Outbox
+    index: BatchIndex
 
     async def erase(self, command: EraseBatch) -> Erased:
         """Erase a batch. When this returns, the erasure is durable in all stores.
@@ -136,6 +138,7 @@ class BatchEraser:
             if postgres:
                 await postgres.refuse(erasure)
             copy = await self.store.erase(batch_id, erasure.tombstone)
+            await self.index.forget(batch_id)
         # What waits would be dropped by the archive, or become a dead letter in Kafka.
         seconds = self.runtime.settings.request_deadline_seconds * _QUEUES_SHARE
         queues = (self.archive.backlog, self.archive.explanations) if self.archive else ()

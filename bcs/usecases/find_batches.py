@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,16 +93,19 @@ class BatchFinder:
     seconds: float
     page_bytes: int
 
-    async def find(self, criteria: Criteria, *, limit: int, cursor: Cursor | None) -> FoundBatches:
+    async def find(
+        self, criteria: Criteria, *, limit: int, cursor: Cursor | None, most_scanned: int = MOST_SCANNED
+    ) -> FoundBatches:
         """A page. One with no batch is not the last unless it says so.
 
         A batch that meets the criteria all the time is on one page at least, also if it changes meanwhile.
 
         :param limit: how many batches the page has at most.
         :param cursor: None to begin.
+        :param most_scanned: how many batches the page looks at, at most.
         :raises StoreUnavailable: no answer, and never a guess.
         """
-        page = _Page(limit, self.page_bytes, anyio.current_time() + self.seconds)
+        page = _Page(limit, most_scanned, self.page_bytes, anyio.current_time() + self.seconds)
         first = cursor is None
         while True:
             scan = await self._scan(criteria, cursor)
@@ -147,6 +151,8 @@ class BatchFinder:
                 checked[number] = await self._found(batch, criteria, now_us)
             except BatchErased:
                 checked[number] = None
+                with suppress(StoreError):  # else the next reader removes it
+                    await self.index.forget(batch.place.batch_id)
             except StoreCorrupted as error:
                 checked[number] = error
             except StoreError as error:
@@ -189,12 +195,14 @@ class _Page:
     """A page that is being read.
 
     :param limit: how many batches it has at most.
+    :param most_scanned: how many batches it looks at, at most.
     :param most_bytes: its approximate size.
     :param late_at: when it takes no further scan, by the clock of anyio.
     """
 
-    def __init__(self, limit: int, most_bytes: int, late_at: float) -> None:
+    def __init__(self, limit: int, most_scanned: int, most_bytes: int, late_at: float) -> None:
         self._limit = limit
+        self._most_scanned = most_scanned
         self._bytes_left = most_bytes
         self._late_at = late_at
         self._batches: list[FoundBatch] = []
@@ -215,7 +223,7 @@ class _Page:
     def full(self) -> bool:
         """True if no further batch has room."""
         listed = len(self._batches) + len(self._unreadable)
-        return listed >= self._limit or self._bytes_left <= 0 or self._scanned >= MOST_SCANNED or self.late
+        return listed >= self._limit or self._bytes_left <= 0 or self._scanned >= self._most_scanned or self.late
 
     @property
     def late(self) -> bool:

@@ -11,7 +11,7 @@ import structlog
 from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.runtime import Runtime
 from bcs.domain.dead_lettered import entry_about
-from bcs.domain.history import PhaseDecided, PipelineResolved
+from bcs.domain.history import PhaseDecided, PipelineResolved, Position
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import BatchSummary
 from bcs.domain.resolution import Resolution, resolve, validate_request
@@ -35,6 +35,7 @@ from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
 from bcs.usecases.explain_pipeline import Explanation, PipelineExplainer
 from bcs.usecases.new_batches import NewBatches
+from bcs.wire.dead_letters.decode import DeadLetterPosition
 from bcs.wire.dead_letters.encode import RESOLUTION_FAILED, earlier_failures, failed_resolution
 from bcs.wire.published import Headers, phases_skipped
 from bcs.wire.tracing import TraceContext
@@ -64,6 +65,7 @@ class ResolvePipeline:
     :param dry_run: True to answer without any effect.
     :param explain: True to explain each phase.
     :param draft: definitions that replace those of the service, only for a dry run; None without a draft.
+    :param replay_of: the dead letter that has this request; None for a request of its own.
     """
 
     batch_id: str
@@ -77,6 +79,7 @@ class ResolvePipeline:
     dry_run: bool = False
     explain: bool = False
     draft: PipelineDefinitions | None = None
+    replay_of: DeadLetterPosition | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,9 @@ class PipelineResolver:
         :raises TooManyNewBatches: the batch is unknown, and the caller has used up its quota.
         :raises StoreError: no answer, and never a guess.
         """
+        if command.replay_of is not None and not command.dry_run:
+            at = Position(command.replay_of.topic, command.replay_of.partition, command.replay_of.offset)
+            self.dead_letters.note_request_replay(command.batch_id, command.correlation_id, at, command.caller)
         outcome = "failure"
         try:
             resolved = await self._resolve(command)

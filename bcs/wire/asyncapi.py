@@ -63,6 +63,7 @@ _ALWAYS = (
 )
 _OF_REPLAYS: Mapping[str, Schema] = {
     encode.REPLAYED_FROM: _TEXT | {"description": "The place of the dead letter that was replayed."},
+    encode.REPLAYED_BY: _TEXT | {"description": "The operator who replayed it."},
     encode.FAILURES: _TEXT | {"description": "How often the message became a dead letter before."},
     encode.FIRST_FAILURE: _TEXT | {"description": "When that happened for the first time."},
     encode.ORIGINAL_TIMESTAMP: _TEXT | {"description": "When the original was written, in ms since 1970 UTC."},

@@ -18,13 +18,13 @@ pytestmark = pytest.mark.anyio
 
 SOURCE = topics.SPELLCHECK_COMPLETED
 LETTERS = topics.dead_letter_topic(SOURCE)
-OTHERS = "another_service"
+OTHERS, PRODUCER = "another_service", "a_producer"
 
 
 def letter(service: str) -> bytes:
     about = {"source_topic": SOURCE, "source_partition": 0, "source_offset": 0, "source_key_base64": "a2V5"}
     document = {
-        "failed_event_envelope": {"written_by": service},
+        "failed_event_envelope": {"written_by": service, "source_service": PRODUCER},
         "dlq_reason": "not_json",
         "timestamp": "2026-05-03T08:00:00Z",
         "service": service,
@@ -50,6 +50,11 @@ def said(ran: Ran) -> list[str]:
 
 
 async def test_letters_of_another_service_are_shown_and_left_alone(environment: dict[str, str]) -> None:
+    groups = (await bcs("dlq", "list", "--json", **environment)).json["groups"]
+    assert {(group["service"], group["producer"], group["waiting"]) for group in groups} == {
+        (OTHERS, PRODUCER, 1),
+        (SERVICE, PRODUCER, 2),
+    }
     [line] = said(await bcs("dlq", "list", "--reason", "no_such_reason", **environment))
     assert line == "None of the 3 dead letters matches."
 

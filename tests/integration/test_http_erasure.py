@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 from urllib.parse import quote
+from zlib import crc32
 
+import anyio.to_thread
 import pytest
+from redis.asyncio import Redis
 from yarl import URL
 
 from bcs.storage.postgres.archive import PostgresArchive
+from bcs.storage.redis.batch_index import SHARDS, index_key
 from tests.support import events
 from tests.support.history_entries import answered, consumed
 from tests.support.kafka import Platform
@@ -82,6 +86,33 @@ async def test_an_erased_batch_is_gone_and_its_late_events_are_dropped(
     assert await orchestrator.metric("bcs_dead_letters_total", **names) == dead_letters
     # Again: nothing is left.
     assert (await erase(orchestrator, batch)).json["removed"] == []
+
+
+async def test_the_index_of_the_batches_has_no_erased_batch(
+    orchestrator: Orchestrator, platform: Platform, service: RunningService, batch: str, redis_url: str
+) -> None:
+    await platform.send(events.registered(batch, ESSAYS))
+    await until_known(orchestrator, batch)
+    index = service.service.persistence.written_index
+    assert index
+    await anyio.to_thread.run_sync(service.run, index.flush)
+    prefix = service.service.settings.redis_key_prefix
+    async with Redis.from_url(redis_url) as redis:
+
+        async def places() -> list[float]:
+            found = [await redis.zscore(index_key(prefix, number), batch) for number in range(SHARDS)]
+            return [place for place in found if place is not None]
+
+        assert len(await places()) == 1
+        # It waits to be written once more.
+        service.call(index.note, batch)
+        await erase(orchestrator, batch)
+        await anyio.to_thread.run_sync(service.run, index.flush)
+        assert await places() == []
+        # Another process had noted it before, and writes it now.
+        await redis.zadd(index_key(prefix, crc32(batch.encode()) % SHARDS), {batch: 1_764_000_000_000_000})
+        assert not await listed(orchestrator, batch)
+        assert await places() == []
 
 
 async def listed(caller: Orchestrator, batch: str) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import Any
 
+import aiohttp
 import anyio
+import anyio.to_thread
 import psutil
 import pytest
 
@@ -16,11 +19,14 @@ from bcs.config.pipelines import load_pipelines
 from bcs.config.store_urls import redis_url as url_of_redis
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.state import delta_of
+from bcs.storage.redis.batch_index import RedisBatchIndex
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.test_explain import DRAFT, problem
 from tests.support.commands import bcs
-from tests.support.service import Answer, Orchestrator, RunningService, serve
+from tests.support.fault_proxy import FaultProxy
+from tests.support.service import Answer, Orchestrator, RunningService, running_service, serve
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +61,29 @@ async def batches(service: RunningService, unique_name: Callable[[str], str]) ->
     names = [unique_name("planned") for _ in range(3)]
     for name, nlp in zip(names, (29, 30, 0), strict=True):
         await anyio.to_thread.run_sync(service.run, service.service.store.commit, name, delta_of(facts(nlp)))
+    await anyio.to_thread.run_sync(write_index, service)
     return names
+
+
+def write_index(service: RunningService) -> None:
+    index = service.service.persistence.written_index
+    assert index
+    service.run(index.flush)
+
+
+async def select(caller: Orchestrator, pipeline: str = "nlp", /, **selection: object) -> tuple[list[Any], Any]:
+    answer = await caller.request("POST", PLAN, json={"selection": selection, "requested_pipeline": pipeline})
+    return lines(answer)
+
+
+async def pages(caller: Orchestrator, **selection: object) -> AsyncIterator[tuple[list[Any], Any]]:
+    """All plans of a selection."""
+    while True:
+        planned, last = await select(caller, **selection)
+        yield planned, last
+        if last["selection"]["next_cursor"] is None:
+            return
+        selection["cursor"] = last["selection"]["next_cursor"]
 
 
 async def test_a_plan_says_of_each_batch_what_a_question_would(
@@ -80,6 +108,8 @@ async def test_the_last_line_adds_up(
     orchestrator: Orchestrator, batches: list[str], unique_name: Callable[[str], str]
 ) -> None:
     _, last = lines(await plan(orchestrator, [*batches, unique_name("unknown")], "nlp"))
+    assert last.pop("as_of").keys() == {"events_behind", "seconds_behind", "measured_at"}
+    assert last.pop("definitions").keys() == {"version", "hash"}
     assert last == {
         "totals": {
             "pipeline": "nlp",
@@ -128,6 +158,66 @@ async def test_a_plan_that_no_batch_can_have_is_refused(orchestrator: Orchestrat
         assert {one["field"].partition(".")[0] for one in document["errors"]} == set(fields)
 
 
+async def test_a_plan_names_the_definitions_and_the_lag_of_the_intake(
+    orchestrator: Orchestrator, batches: list[str]
+) -> None:
+    answer = await plan(orchestrator, batches)
+    _, last = lines(answer)
+    asked = await orchestrator.define(batches[0], "nlp", dry_run=True, explain=True)
+    assert answer.headers["X-BCS-Definitions"] == asked.headers["X-BCS-Definitions"] == last["definitions"]["hash"]
+    assert last["as_of"].keys() == asked.json["explanation"]["as_of"].keys()
+    answer = await plan(orchestrator, batches, "translated", definitions=DRAFT)
+    assert answer.headers["X-BCS-Definitions"] != asked.headers["X-BCS-Definitions"]
+    assert lines(answer)[1]["definitions"]["hash"] == answer.headers["X-BCS-Definitions"]
+
+
+async def test_a_selection_has_the_batches_that_the_list_finds(orchestrator: Orchestrator, batches: list[str]) -> None:
+    listed, _ = lines(await plan(orchestrator, batches))
+    wanted = {"state": "incomplete", "pipeline": "nlp"}
+    for selection in (
+        {},
+        wanted,
+        {"phase": "nlp"},
+        {"since": "2020-01-01T00:00:00Z"},
+        {"until": "2020-01-01T00:00:00Z"},
+    ):
+        found = (await orchestrator.request("GET", "/internal/v1/batches", params={**selection, "limit": 500})).json
+        planned, last = await select(orchestrator, **selection)
+        assert [one["batch_id"] for one in planned] == [one["batch_id"] for one in found["batches"]]
+        assert last["totals"]["batches"] == len(planned)
+        assert last["selection"] == {"source": "redis", "scanned": found["scanned"], "next_cursor": None}
+    planned, _ = await select(orchestrator, **wanted)
+    assert [one for one in planned if one["batch_id"] in batches] == [listed[2], listed[0]]
+
+
+async def test_a_selection_goes_on_where_the_plan_before_ended(orchestrator: Orchestrator, batches: list[str]) -> None:
+    seen: set[str] = set()
+    async for planned, last in pages(orchestrator, limit=2):
+        assert len(planned) <= 2
+        assert last["totals"]["batches"] == len(planned)
+        seen |= {one["batch_id"] for one in planned}
+    assert set(batches) <= seen
+
+
+async def test_a_selection_that_contradicts_itself_is_refused(orchestrator: Orchestrator, batch: str) -> None:
+    wrong: dict[str, dict[str, Any]] = {
+        "body": {},
+        "selection.phase": {"selection": {"phase": "nlp", "pipeline": "nlp"}},
+        "selection.cursor": {"selection": {"cursor": "x"}},
+        "selection.limit": {"selection": {"limit": 1_001}},
+        "selection.since": {"selection": {"since": "yesterday"}},
+        "selection.state": {"selection": {"state": "unknown"}},
+    }
+    for field, fields in wrong.items():
+        answer = await orchestrator.request("POST", PLAN, json={"requested_pipeline": "nlp", **fields})
+        assert [one["field"] for one in problem(answer, 400, "invalid-request")["errors"]] == [field]
+    both = {"selection": {}, "batch_ids": [batch], "requested_pipeline": "nlp"}
+    problem(await orchestrator.request("POST", PLAN, json=both), 400, "invalid-request")
+    problem(await orchestrator.request("POST", PLAN, json={**both, "batch_ids": None}), 400, "invalid-request")
+    unknown = {"selection": {"pipeline": "unknown"}, "requested_pipeline": "nlp"}
+    problem(await orchestrator.request("POST", PLAN, json=unknown), 404, "unknown-pipeline")
+
+
 @pytest.mark.release
 @pytest.mark.serial
 async def test_a_thousand_batches_are_planned_in_a_second_at_half_the_cost_of_as_many_questions(
@@ -143,14 +233,21 @@ async def test_a_thousand_batches_are_planned_in_a_second_at_half_the_cost_of_as
             breaker_failures=9,
             breaker_open_seconds=1.0,
         )
+        prefix = process.environment["BCS_REDIS_KEY_PREFIX"]
+        index = RedisBatchIndex(
+            gateway, key_prefix=prefix, ttl_seconds=600, max_batches=10_000, now_us=lambda: time_ns() // 1000
+        )
         store = RedisStateStore(
             gateway,
             law=load_pipelines(None).law(require_registration=False),
-            key_prefix=process.environment["BCS_REDIS_KEY_PREFIX"],
+            key_prefix=prefix,
             ttl_seconds=600,
+            changed=index.note,
         )
-        for number, name in enumerate(names):
+        everything = [*names, *(f"more-{number}" for number in range(100))]
+        for number, name in enumerate(everything):
             await store.commit(name, delta_of(facts(number % 31)))
+        await index.flush()
         await gateway.aclose()
         program = psutil.Process(process.process.pid)
 
@@ -167,6 +264,11 @@ async def test_a_thousand_batches_are_planned_in_a_second_at_half_the_cost_of_as
 
             async def planning() -> None:
                 assert lines(await plan(caller, names, "nlp"))[1]["totals"]["failed"] == 0
+
+            async def selecting() -> None:
+                planned, last = await select(caller, limit=1_000)
+                assert len(planned) == last["selection"]["scanned"] == 1_000
+                assert last["selection"]["next_cursor"] is not None
 
             async def asking() -> None:
                 waiting = iter(names)
@@ -186,12 +288,144 @@ async def test_a_thousand_batches_are_planned_in_a_second_at_half_the_cost_of_as
                     ("cold questions", asking),
                     ("warm plan", planning),
                     ("warm questions", asking),
+                    ("warm selection", selecting),
                 )
             }
-        for warmth in ("cold", "warm"):
-            seconds, cpu_seconds = costs[f"{warmth} plan"]
-            assert seconds < 1.0, costs
-            assert cpu_seconds <= costs[f"{warmth} questions"][1] / 2, costs
+        ran = await bcs("plan", "--pipeline", "nlp", "--all", "--json", "--url", process.base)
+        assert sorted(one["batch_id"] for one in ran.json["batches"]) == sorted(everything)
+        assert ran.json["totals"]["batches"] == len(everything)
+        assert min(costs[f"{warmth} plan"][0] for warmth in ("cold", "warm")) < 1.0, costs
+        for name, questions in (("cold plan", "cold"), ("warm plan", "warm"), ("warm selection", "warm")):
+            # Another process that uses this machine makes a plan later, and costs it nothing.
+            cpu_seconds = costs[name][1]
+            assert cpu_seconds < 1.0, costs
+            assert cpu_seconds <= costs[f"{questions} questions"][1] / 2, costs
+
+
+class SlowRedis:
+    """A service whose Redis is slow from now on, so that a plan takes a while, and a caller that reads the plan."""
+
+    def __init__(self, proxy: FaultProxy, service: RunningService, caller: aiohttp.ClientSession) -> None:
+        self.proxy = proxy
+        self.service = service
+        self.caller = caller
+
+    @asynccontextmanager
+    async def planning(self, **fields: object) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A plan of which the first lines have come."""
+        self.proxy.delay(0.02)
+        async with self.caller.post(PLAN, json={"requested_pipeline": "nlp", **fields}) as response:
+            assert response.status == 200
+            await response.content.readline()
+            yield response
+
+    async def made_known(self, count: int) -> list[str]:
+        names = [f"batch-{number}" for number in range(count)]
+        async with anyio.create_task_group() as group:
+            for some in (names[start::8] for start in range(8)):
+                group.start_soon(anyio.to_thread.run_sync, self._commit, some)
+        await anyio.to_thread.run_sync(write_index, self.service)
+        return names
+
+    def _commit(self, names: list[str]) -> None:
+        for name in names:
+            self.service.run(self.service.service.store.commit, name, delta_of(facts()[:1]))
+
+
+@pytest.fixture
+async def slow_redis(redis_url: str) -> AsyncIterator[SlowRedis]:
+    host, port = redis_url.removeprefix("redis://").partition("/")[0].split(":")
+    async with (
+        FaultProxy(host, int(port)) as proxy,
+        running_service(
+            redis_url=f"redis://{proxy.address}", kafka_bootstrap_servers="127.0.0.1:1", redis_deadline_seconds=0.5
+        ) as service,
+        aiohttp.ClientSession(service.base) as caller,
+    ):
+        yield SlowRedis(proxy, service, caller)
+        proxy.delay(0)
+
+
+@pytest.mark.release
+async def test_the_first_lines_come_while_the_others_are_not_made(slow_redis: SlowRedis) -> None:
+    began = anyio.current_time()
+    async with slow_redis.planning(batch_ids=[f"unknown-{number}" for number in range(1_000)]) as response:
+        first = anyio.current_time() - began
+        body = (await response.read()).splitlines()
+        assert len(body) == 1_000
+        assert json.loads(body[-1])["totals"]["batches"] == 1_000
+        assert first < (anyio.current_time() - began) / 3
+
+
+@pytest.mark.release
+async def test_a_store_that_goes_away_meanwhile_ends_a_selection_where_it_can_go_on(slow_redis: SlowRedis) -> None:
+    names = await slow_redis.made_known(300)
+    async with slow_redis.planning(selection={}) as response:
+        slow_redis.proxy.refuse()
+        await slow_redis.proxy.cut()
+        *planned, last = [json.loads(line) for line in (await response.read()).splitlines()]
+    assert last["problem"]["type"] == "urn:bcs:problem:unavailable"
+    assert "totals" not in last
+    slow_redis.proxy.delay(0)
+    slow_redis.proxy.accept()
+    seen = {one["batch_id"] for one in planned if "problem" not in one}
+    cursor = last["selection"]["next_cursor"]
+
+    async def gone_on() -> bool:
+        body = {"requested_pipeline": "nlp", "selection": {"cursor": cursor} if cursor else {}}
+        async with slow_redis.caller.post(PLAN, json=body) as response:
+            *more, end = [json.loads(line) for line in (await response.read()).splitlines()]
+            seen.update(one["batch_id"] for one in more if "problem" not in one)
+            return "totals" in end
+
+    await wait_until(gone_on)
+    # The first line was read before; those that had no answer have a line that says so.
+    failed = {one["batch_id"] for one in planned if "problem" in one}
+    assert len(set(names) - seen - failed) <= 1
+
+
+@pytest.mark.release
+async def test_a_stop_meanwhile_ends_a_plan_with_a_line_that_says_so(slow_redis: SlowRedis) -> None:
+    async with slow_redis.planning(batch_ids=[f"unknown-{number}" for number in range(1_000)]) as response:
+        stop = slow_redis.service.service._stop
+        assert stop
+        slow_redis.service.call(stop.set)
+        *planned, last = [json.loads(line) for line in (await response.read()).splitlines()]
+    assert len(planned) < 999
+    assert last["problem"]["type"] == "urn:bcs:problem:draining"
+
+
+@pytest.mark.release
+async def test_a_caller_that_leaves_meanwhile_ends_the_plan(slow_redis: SlowRedis) -> None:
+    async with slow_redis.planning(batch_ids=[f"unknown-{number}" for number in range(1_000)]) as response:
+        response.close()
+    slow_redis.proxy.delay(0)
+    async with Orchestrator(slow_redis.service.base) as orchestrator:
+
+        async def counted() -> bool:
+            labels = {"method": "POST", "endpoint": PLAN, "status_code": "499"}
+            return await orchestrator.metric("bcs_http_requests_total", **labels) == 1
+
+        await wait_until(counted)
+
+
+@pytest.mark.release
+async def test_the_command_plans_what_the_service_finds(
+    service: RunningService, orchestrator: Orchestrator, batches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = await bcs("plan", "--pipeline", "nlp", "--all", "--json", "--url", service.base)
+    assert ran.exit_code == 0
+    found = {one["batch_id"] for one in ran.json["batches"]}
+    assert found >= set(batches)
+    assert len(found) == len(ran.json["batches"]) == ran.json["totals"]["batches"]
+    paged = await bcs("plan", "--pipeline", "nlp", "--changed-since", "1d", "--json", "--url", service.base)
+    assert {one["batch_id"] for one in paged.json["batches"]} == found
+    ran = await bcs("plan", "--pipeline", "nlp", "--state", "complete", "--json", "--url", service.base)
+    assert batches[1] in {one["batch_id"] for one in ran.json["batches"]}
+    assert not ran.json["totals"]["phases"]["nlp"]["runs"]
+    ran = await bcs("plan", "--pipeline", "nlp", "--phase", "unknown", "--url", service.base)
+    assert (ran.exit_code, "selection.phase: must be one of" in ran.error) == (1, True)
+    assert (await bcs("plan", "-", "--pipeline", "nlp", "--all", "--url", service.base, given="b")).exit_code == 2
 
 
 @pytest.mark.release

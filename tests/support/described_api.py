@@ -18,7 +18,9 @@ from bcs.usecases.find_batches import Cursor
 
 _PROGRAM = "tests.support.schemathesis_run"
 # The bodies of requests: callers may send fields that BCS does not read.
-_BODIES = frozenset({"DefinePipeline", "BatchMetadata", "CompletePhase", "InvalidatedPhases", "PlanPipelines"})
+_BODIES = frozenset(
+    {"DefinePipeline", "BatchMetadata", "CompletePhase", "InvalidatedPhases", "PlanPipelines", "SelectedBatches"}
+)
 # What a valid request may be answered, besides 503: the batch or the pipeline is unknown, the batch was
 # erased, or the report can't count.
 _OF_VALID = ["2xx", "404", "409", "410", "503"]
@@ -122,6 +124,10 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
             for parameter in operation["parameters"]:
                 if parameter["in"] == "path" and parameter["name"] != "id":
                     parameter["schema"] = {"enum": [*of_path]}
+    cursor = {"enum": [encode_cursor(Cursor("back", Place(1, "batch"), 1))]}
+    selected = schemas["SelectedBatches"]["properties"]
+    del selected["pipeline"]
+    selected |= {"phase": {"enum": [*names.phases, None]}, "cursor": cursor}
     find = paths["/internal/v1/batches"]["get"]
     # Not together with `phase`, which a schema can't say.
     find["parameters"] = [one for one in find["parameters"] if one["name"] != "pipeline"]
@@ -129,7 +135,7 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
         if parameter["name"] == "phase":
             parameter["schema"] = {"enum": [*names.phases]}
         elif parameter["name"] == "cursor":
-            parameter["schema"] = {"enum": [encode_cursor(Cursor("back", Place(1, "batch"), 1))]}
+            parameter["schema"] = cursor
     for operation in _operations(document):
         if "security" in operation:
             operation["security"] = [{BEARER: operation["security"][-1][CERTIFICATE]}] if token else []

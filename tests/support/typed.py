@@ -69,5 +69,5 @@ class TypedShell:
 
 def _as_seen(output: str) -> str:
     lines = [line.rpartition("\r")[2].rstrip() for line in ESCAPES.sub("", output).splitlines()]
-    bars = [line for line in lines if _BAR in line]
-    return "\n".join(line for line in lines if _BAR not in line or line == bars[-1])
+    last_bar = max((number for number, line in enumerate(lines) if _BAR in line), default=None)
+    return "\n".join(line for number, line in enumerate(lines) if _BAR not in line or number == last_bar)

@@ -14,7 +14,7 @@ from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.errors import UndecodableMessage
 from bcs.wire import topics
 from bcs.wire.asyncapi import DEAD_LETTER_HEADERS, MESSAGES, asyncapi_document
-from bcs.wire.dead_letters.encode import OWN_HEADERS, REPLAYED_FROM
+from bcs.wire.dead_letters.encode import OWN_HEADERS, REPLAYED_BY, REPLAYED_FROM
 from bcs.wire.decoding import EventDecoder
 from tests.support.asyncapi_file import FILE, current
 from tests.support.event_schemas import accepts_value, assert_described, unresolved
@@ -158,7 +158,7 @@ def test_every_topic_is_described() -> None:
 
 
 def test_every_header_that_bcs_adds_is_described() -> None:
-    assert DEAD_LETTER_HEADERS.keys() | {REPLAYED_FROM} == OWN_HEADERS
+    assert DEAD_LETTER_HEADERS.keys() | {REPLAYED_FROM, REPLAYED_BY} == OWN_HEADERS
 
 
 @pytest.mark.parametrize("topic", MESSAGES)

@@ -332,6 +332,15 @@ CASES: list[tuple[str, ExplainedPhase, Told]] = [
         ),
     ),
     (
+        "under another definition, forced, and assumed to be complete",
+        phase_of(
+            [THREE, *P_DONE, *ended("q", ("a", "b", "c"), 3), RecordedUnder("q", "old", 3 * SECOND)],
+            ResolveOptions(force=("q",), assume_completed=("q",)),
+            kept=True,
+        ),
+        Told(Cause.FORCED, NOTHING_MORE, "q runs: the request forces it to run; it is assumed to be complete."),
+    ),
+    (
         "partly under another definition",
         phase_of(
             [

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import anyio
 import pytest
 import structlog
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from bcs.config.loading import load_settings
-from bcs.observability.opentelemetry import ReportingExporter
+from bcs.errors import ConfigurationError
+from bcs.observability.opentelemetry import ReportingExporter, tracer_of
 from bcs.observability.tracer_factory import TracingUnavailable, open_tracer
 from bcs.observability.tracing import NO_SPAN, NO_TRACER, SpanDescription, SpanKind, name_span
 from bcs.wire.tracing import TraceContext, trace_in, trace_of_message
@@ -130,6 +132,18 @@ def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "bcs.observability.opentelemetry", None)
     with pytest.raises(TracingUnavailable, match="pip install 'batch-conductor-service\\[tracing\\]'"):
         open_tracer(load_settings(tracing=True))
+
+
+def test_variables_that_the_library_ignores_are_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always")
+    with structlog.testing.capture_logs() as lines:
+        tracer = tracer_of(load_settings(tracing=True))
+    anyio.run(tracer.aclose)
+    assert [line["event"] for line in lines] == ["tracing_variable_ignored"]
+    assert "sampler" in lines[0]["problem"]
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
+    with pytest.raises(ConfigurationError, match="OTEL_… variable can't be used: max_queue_size"):
+        tracer_of(load_settings(tracing=True))
 
 
 def test_the_log_has_one_line_for_an_outage_of_the_collector() -> None:

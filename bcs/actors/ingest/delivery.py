@@ -170,6 +170,7 @@ class Delivery:
                     raise ahead_of_time(event)
         except UndecodableMessage as error:
             self._tracker.read(record.topic, record.partition, record.offset)
+            self._refused.dead_letters.note_replay(message, error.batch_id, error.correlation_id)
             event_type = self._reader.decoder.event_type(record.topic)
             self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
             return True
@@ -180,6 +181,7 @@ class Delivery:
             self._runtime.waits.begin(INTAKE, _COMPARE_CLOCKS, str(error), log_cause=False)
             return False
         self._tracker.read(record.topic, record.partition, record.offset)
+        self._refused.dead_letters.note_replay(message, event.batch_id, event.correlation_id)
         token = DeliveryToken(message, event.event_type, event.correlation_id, epoch, event.event_id)
         if event.facts:
             await self._in_flight.deliver(ApplyFacts(event.batch_id, event.facts, token), token)

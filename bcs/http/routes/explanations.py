@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from http import HTTPStatus
 
@@ -10,21 +12,24 @@ from aiohttp import web
 from pydantic import TypeAdapter
 
 from bcs.domain.resolve_options import PLAIN
+from bcs.domain.times import microseconds
 from bcs.http.documents import extent_of
 from bcs.http.explanation_answers import ResolvedWithOptions
 from bcs.http.explanations import answer_with_options, encoding_explained
 from bcs.http.identity import Scope
+from bcs.http.lines import NDJSON, LinesResponse
 from bcs.http.parameters import BATCHES, PIPELINES, ExplainQuery, explained_essays_path, parse_query, parse_segment
-from bcs.http.plans import NDJSON, encoding_plans
+from bcs.http.plan_requests import PlanPipelines
+from bcs.http.plans import PlanLines
 from bcs.http.replies import reply_encoded
-from bcs.http.requests import PlanPipelines
+from bcs.http.requests import DEFINITIONS_HEADER
 from bcs.http.routes.batches import batch_id_of
-from bcs.http.routes.pipelines import parsed_body
+from bcs.http.routes.pipelines import DEFINITIONS_ANSWERED, parsed_body
 from bcs.http.routing import BATCH_ID_PARAMETER, OF_PATH, Group, Route, serves
 from bcs.storage.pace import paced
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.explain_pipeline import PipelineExplainer
-from bcs.usecases.plan_pipelines import PipelinePlanner, total
+from bcs.usecases.plan_pipelines import PipelinePlanner, PlanPipeline
 from bcs.wire.events import Identifier
 
 _PIPELINE_SEGMENT = 6
@@ -38,12 +43,14 @@ class ExplanationHandlers:
     """The handlers of the routes that explain and plan.
 
     :param page_bytes: the approximate size of an explanation, for any number of essays.
+    :param now: wall-clock time.
     """
 
     definitions: ActiveDefinitions
     explainer: PipelineExplainer
     planner: PipelinePlanner
     page_bytes: int
+    now: Callable[[], datetime]
 
     @serves(
         Route(
@@ -84,19 +91,25 @@ class ExplanationHandlers:
             group=Group.PIPELINES,
             summary="Say which phases of a pipeline many batches would still need, without any effect: a line for each",
             answers={HTTPStatus.OK: NDJSON},
-            problems=("unknown-pipeline",),
+            problems=("unknown-pipeline", "unavailable"),
             scope=Scope.READ,
             body=PlanPipelines,
+            answer_headers=DEFINITIONS_ANSWERED,
         )
     )
-    async def plan(self, request: web.Request) -> web.Response:
+    async def plan(self, request: web.Request) -> web.StreamResponse:
         """POST /internal/v1/pipelines/plan."""
         parsed = parsed_body(request, PlanPipelines)
         body = parsed.body
-        options, draft = body.options(), body.draft()
         rules = self.definitions.current  # once, because a reload may replace them
-        plans = await self.planner.plan(rules, body.batch_ids, body.requested_pipeline, options, draft)
-        phases = [phase.name for phase in (draft or rules.definitions).plan(body.requested_pipeline)]
-        totals = total(plans, phases)
-        lines = await paced(encoding_plans(plans, body.requested_pipeline, totals, options, parsed.warnings))
-        return reply_encoded(lines, content_type=NDJSON)
+        command = PlanPipeline(
+            batches=body.batches(rules.definitions, microseconds(self.now())),
+            pipeline=body.requested_pipeline,
+            options=body.options(),
+            draft=body.draft(),
+        )
+        plan = self.planner.begin(rules, command)
+        headers = {DEFINITIONS_HEADER: str(plan.definitions.identity)}
+        response = LinesResponse(PlanLines(plan, parsed.warnings), headers)
+        await response.begin()
+        return response

@@ -18,7 +18,7 @@ from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_red
 from bcs.config.settings import Settings
 from bcs.http import answers
 from bcs.http.documents import definitions_version
-from bcs.http.problems import Problem
+from bcs.http.problems import Problem, draining
 from bcs.http.reloaded import Reloaded
 from bcs.http.replies import reply_json
 from bcs.http.routing import Group, Route, serves
@@ -134,7 +134,7 @@ class HealthHandlers:
     async def readyz(self, _: web.Request) -> web.Response:
         """GET /readyz: 503 while draining, or while neither the state store nor the archive can answer."""
         if self.draining():
-            raise Problem("draining", "the service is stopping")
+            raise draining()
         failure = failure_of_redis(self.redis, self.store)
         if failure is None or (self.archive and self.archive.can_answer_for_redis(failure)):
             ready: answers.Ready = {"status": "ready"}

@@ -33,6 +33,7 @@ from bcs.http.requests import (
     DEFINITIONS_HEADER,
     FAILURES_HEADER,
     FIRST_FAILURE_HEADER,
+    REPLAYED_FROM_HEADER,
     BodyT,
     CompletePhase,
     DefinePipeline,
@@ -49,8 +50,14 @@ from bcs.storage.pace import paced
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
+from bcs.wire.dead_letters.decode import position_in
 from bcs.wire.dead_letters.encode import FAILURES, FIRST_FAILURE
 from bcs.wire.tracing import TRACEPARENT, TRACESTATE
+
+DEFINITIONS_ANSWERED = {
+    DEFINITIONS_HEADER: "The version of the pipeline file, if it has one, and the hash of its content, with a blank "
+    "between."
+}
 
 Explain = bool | Literal["full"]
 
@@ -91,10 +98,7 @@ class PipelineHandlers:
             body=DefinePipeline,
             query=DefineQuery,
             headers=_TRACE,
-            answer_headers={
-                DEFINITIONS_HEADER: "The version of the pipeline file, if it has one, and the hash of its content, "
-                "with a blank between."
-            },
+            answer_headers=DEFINITIONS_ANSWERED,
             leads_to={
                 "showBatch": OF_BODY,
                 "showHistory": OF_BODY,
@@ -117,6 +121,7 @@ class PipelineHandlers:
             caller=asked_by(request),
             quota_of=caller_of(request),
             trace=cause_of(request, span),
+            replay_of=position_in(request.headers.get(REPLAYED_FROM_HEADER, "")),
         )
         explain: Explain = False
         if not plain:

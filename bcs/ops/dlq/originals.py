@@ -13,16 +13,18 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import InvalidTimestampError, KafkaError
 
 from bcs.errors import OriginalGone, PartitionStalled, ReplayFailed
-from bcs.http.requests import DEAD_LETTER_WRITTEN, FAILURES_HEADER, FIRST_FAILURE_HEADER
+from bcs.http.requests import DEAD_LETTER_WRITTEN, FAILURES_HEADER, FIRST_FAILURE_HEADER, REPLAYED_FROM_HEADER
 from bcs.kafka.broker_errors import TOO_LARGE
 from bcs.kafka.causes import cause_of
 from bcs.ops.dlq.reading import DeadLetterReader
+from bcs.ops.operators import operator, user_agent
 from bcs.supervision.errors import describe
 from bcs.wire.dead_letters.decode import DeadLetter
 from bcs.wire.dead_letters.encode import (
     FAILURES,
     FIRST_FAILURE,
     ORIGINAL_TIMESTAMP,
+    REPLAYED_BY,
     REPLAYED_FROM,
     original_headers,
     original_time_ms,
@@ -100,6 +102,7 @@ async def republish(
         (FAILURES, str(dead_letter.failures).encode()),
         (FIRST_FAILURE, dead_letter.first_failure.encode()),
         (REPLAYED_FROM, str(dead_letter.position).encode()),
+        (REPLAYED_BY, operator().encode(errors="replace")),
     ]
     topic, partition, time_ms = dead_letter.source_topic, dead_letter.source_partition, original.timestamp_ms
     if time_ms is not None and time_ms >= 0:
@@ -157,6 +160,8 @@ async def resolve_again(
         "Content-Type": "application/json",
         FAILURES_HEADER: str(dead_letter.failures),
         FIRST_FAILURE_HEADER: dead_letter.first_failure,
+        REPLAYED_FROM_HEADER: str(dead_letter.position),
+        "User-Agent": user_agent(),
         **(trace.fields if trace else {}),
     }
     where = str(dead_letter.position)

@@ -31,6 +31,9 @@ class ArchivedBatches:
         """See `BatchIndex.after`."""
         return await self._scan(statements.CHANGED_AFTER, (_time(place.at_us), to_text(place.batch_id)), limit)
 
+    async def forget(self, batch_id: str) -> None:
+        """See `BatchIndex.forget`: the row of an erased batch is no batch."""
+
     async def _scan(self, statement: str, arguments: Sequence[Any], limit: int) -> Scan:
         async def read(connection: Any) -> Any:
             return await connection.fetch(statement, *arguments, limit)

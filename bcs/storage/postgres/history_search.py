@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bcs.domain.dead_lettered import DEAD_LETTERED
+from bcs.domain.dead_lettered import DEAD_LETTERED, REPLAYED
 from bcs.domain.history import ArchivedEntry
 from bcs.domain.history_filter import ERASURE, FACTS, RESOLUTION, HistoryFilter
 from bcs.domain.slices import Sliced
@@ -17,7 +17,7 @@ from bcs.storage.pace import paced
 from bcs.storage.postgres import sql as statements
 from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.history_reader import FoundEntries
-from bcs.storage.postgres.rows import DEAD_LETTER, archived_entry, from_text, to_text
+from bcs.storage.postgres.rows import DEAD_LETTER, REPLAY, archived_entry, from_text, to_text
 from bcs.wire.decoding import EVENT_TYPES
 
 _NEWEST = 2**63 - 1
@@ -92,6 +92,8 @@ def _type(entry_type: str | None) -> tuple[str | None, str | None, str | None]:
         return entry_type, None, None
     if entry_type == DEAD_LETTERED:
         return DEAD_LETTER, None, None
+    if entry_type == REPLAYED:
+        return REPLAY, None, None
     if entry_type in EVENT_TYPES:
         return FACTS, EVENT_TYPES[entry_type], None
     return FACTS, None, to_text(entry_type)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from anyio.lowlevel import checkpoint
 
-from bcs.domain.dead_lettered import DEAD_LETTERED
+from bcs.domain.dead_lettered import DEAD_LETTERED, REPLAYED
 from bcs.domain.erasure import ErasureRecorded, encode_tombstone
 from bcs.domain.facts import Outcome
 from bcs.domain.history import ArchivedEntry, FactsRecorded, HistoryEntry, PipelineResolved, Position
@@ -21,7 +21,8 @@ from bcs.domain.times import EPOCH, datetime_of
 from bcs.storage.history_codec import decode_detail, encode_detail
 
 FACTS, RESOLUTION, ERASURE = "facts", "resolution", "erasure"
-DEAD_LETTER = "dead_letter"
+DEAD_LETTER, REPLAY = "dead_letter", "replay"
+_WITHOUT_FACTS = {DEAD_LETTERED: DEAD_LETTER, REPLAYED: REPLAY}
 """Such an entry has the form of one with facts, and none."""
 ERASED = "erased"
 """The kind of the row of the state statement that has the tombstone of an erased batch."""
@@ -216,7 +217,7 @@ def _history_row(number: int, entry: HistoryEntry) -> tuple[Any, ...]:
     detail = encode_detail(entry)
     if isinstance(entry, PipelineResolved):
         return number, entry.entry_id, at, RESOLUTION, to_text(entry.correlation_id), None, None, None, None, detail
-    kind = DEAD_LETTER if entry.event_type == DEAD_LETTERED else FACTS
+    kind = _WITHOUT_FACTS.get(entry.event_type, FACTS)
     return (number, entry.entry_id, at, kind, *_origin(entry), detail)
 
 

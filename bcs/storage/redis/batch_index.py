@@ -170,6 +170,18 @@ class RedisBatchIndex:
         places, ended = await self._scan((place.at_us, "+inf", "BYSCORE"), limit, lambda each: each > place, 1)
         return await self._existing(places, ended)
 
+    async def forget(self, batch_id: str) -> None:
+        """See `BatchIndex.forget`."""
+        if self._read_only:
+            return
+        self._pending.pop(batch_id, None)
+        self._placed.discard(batch_id)
+        key = self._key_of(batch_id)
+        failing: dict[str, StoreUnavailable] = {}
+        await small_calls(self._nodes, {key: [("ZREM", key, batch_id)]}, failing)
+        if failing:
+            raise failing[key]
+
     async def _scan(
         self, between: Sequence[str | int], limit: int, wanted: Callable[[Place], bool], direction: int
     ) -> tuple[list[Place], bool]:

@@ -30,6 +30,8 @@ ERASED_HEADER = "bcs-erased"
 compacted topic removes them."""
 
 _OFFSET_DIGITS = 19
+# Other programs can write these headers, so their values are limited.
+_OPERATOR_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,6 +62,7 @@ class DeadLetter:
     :param failures: how often the original became a dead letter, this time included.
     :param unread: the original could not be read when the dead letter was written; only its position is known.
     :param service: the service that wrote the dead letter; `unknown` where the dead letter does not name one.
+    :param producer: the service that sent the original; None where the original does not name one.
     :param trace: the span that published the dead letter; None without tracing.
     """
 
@@ -85,6 +88,7 @@ class DeadLetter:
     last_failure: str
     unread: bool
     service: str
+    producer: str | None
     trace: TraceContext | None
 
     @property
@@ -96,6 +100,40 @@ class DeadLetter:
     def is_resolution(self) -> bool:
         """True if the original came over HTTP, and not from Kafka."""
         return self.source_topic == topics.RESOLUTION
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A message is the replayed original of a dead letter.
+
+    :param operator: who replayed it, as far as the replay says it.
+    """
+
+    dead_letter: DeadLetterPosition
+    operator: str
+
+
+def read_replay(headers: Headers) -> Replay | None:
+    """What the headers of a message say about its replay; None for a message that is none."""
+    given = dict(headers)
+    position = position_in((given.get(names.REPLAYED_FROM) or b"").decode(errors="replace"))
+    if position is None:
+        return None
+    operator = (given.get(names.REPLAYED_BY) or b"").decode(errors="replace")
+    return Replay(position, operator[:_OPERATOR_CHARACTERS] or "unknown")
+
+
+def position_in(text: str) -> DeadLetterPosition | None:
+    """The position of a dead letter in a text such as `topic/0/15`; None where it has none."""
+    topic, _, rest = text.partition("/")
+    partition, _, offset = rest.partition("/")
+    if topic not in topics.DEAD_LETTERS or not all(_is_number(digits) for digits in (partition, offset)):
+        return None
+    return DeadLetterPosition(topic, int(partition), int(offset))
+
+
+def _is_number(digits: str) -> bool:
+    return digits.isascii() and digits.isdigit() and len(digits) <= _OFFSET_DIGITS
 
 
 def replay_marker_key(position: DeadLetterPosition) -> bytes:
@@ -171,6 +209,7 @@ def read_dead_letter(
             last_failure=given.get(names.LAST_FAILURE, timestamp),
             unread=bool(metadata.get("unread", False)),
             service=_text(document.get("service")) or "unknown",
+            producer=_text(document["failed_event_envelope"].get("source_service")),
             trace=trace_in(headers, names.TRACE),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

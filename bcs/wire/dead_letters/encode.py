@@ -52,6 +52,7 @@ FAILURES = f"{_PREFIX}failures"
 FIRST_FAILURE = f"{_PREFIX}first-failure"
 LAST_FAILURE = f"{_PREFIX}last-failure"
 REPLAYED_FROM = f"{_PREFIX}replayed-from"
+REPLAYED_BY = f"{_PREFIX}replayed-by"
 TRACE = f"{_PREFIX}traceparent"
 """The span of BCS that published a dead letter or replayed its original. A `traceparent` is that of the original."""
 
@@ -59,7 +60,7 @@ OWN_HEADERS = frozenset(
     {
         *(ORIGINAL_TOPIC, ORIGINAL_PARTITION, ORIGINAL_OFFSET, ORIGINAL_TIMESTAMP, ORIGINAL_KEY, BATCH_ID),
         *(REASON, EXCEPTION_CLASS, EXCEPTION_MESSAGE, ATTEMPTS),
-        *(FAILURES, FIRST_FAILURE, LAST_FAILURE, REPLAYED_FROM, TRACE),
+        *(FAILURES, FIRST_FAILURE, LAST_FAILURE, REPLAYED_FROM, REPLAYED_BY, TRACE),
     }
 )
 """The headers that BCS adds; all other headers are the original's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from tests.e2e.runbooks.page import filled, play
@@ -10,6 +11,7 @@ from tests.e2e.runbooks.plays import RUNBOOKS
 
 def main(names: list[str]) -> None:
     """Play the named ones, or all."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as the suite does: else each command compiles BCS again
     for runbook in RUNBOOKS:
         if not names or runbook.name in names:
             blocks = play(runbook)

@@ -10,7 +10,7 @@ CURL = r"curl -s -w '%{http_code}\n'"
 """Shows the status below the body."""
 
 PROBLEMS = "bcs doctor | grep -v ^ok"
-_ESSAYS = ["anna", "ben"]
+ESSAYS = ["anna", "ben"]
 
 
 def metrics(names: str) -> str:
@@ -18,14 +18,14 @@ def metrics(names: str) -> str:
 
     :param names: a regular expression, without the prefix.
     """
-    pattern = f"-E '^bcs_({names})'" if "|" in names else f"^bcs_{names}"
+    pattern = f"-E '^bcs_({names})'" if not names.isidentifier() else f"^bcs_{names}"
     return f"curl -s http://127.0.0.1:4002/metrics | grep {pattern}"
 
 
 async def a_spellchecked_batch(site: Site, page: Transcript, batch: str) -> None:
     """Have the spellcheck of a batch completed, as BCS answers."""
-    await site.platform.send(registered(batch, _ESSAYS))
-    await site.platform.send(*(spellchecked(batch, essay) for essay in _ESSAYS))
+    await site.platform.send(registered(batch, ESSAYS))
+    await site.platform.send(*(spellchecked(batch, essay) for essay in ESSAYS))
     await page.try_out(f"bcs batches show {batch}", "spellcheck +complete")
 
 
@@ -57,7 +57,7 @@ async def _redis(site: Site, page: Transcript) -> None:
     await page.run("with", "bcs resolve b1 ai_feedback --json | grep source", "postgresql")
     await page.run("with", _report("4002"), "503")
     await page.run("without", f"{CURL} http://127.0.0.1:4003/readyz", "503")
-    await page.run("without", _define("4003"), "503")
+    await page.run("without", define("4003"), "503")
     site.redis.start()
     await page.run("over", metrics("redis_up"), r"redis_up.* 1")
     await page.run("over", "bcs resolve b1 ai_feedback --json | grep source", '"redis"')
@@ -65,18 +65,19 @@ async def _redis(site: Site, page: Transcript) -> None:
     await page.run("over", PROBLEMS, " 0 failed", exit_code=0)
 
 
-def _define(port: str) -> str:
+def define(port: str, curl: str = CURL) -> str:
+    """The command that asks what is still to run, as the orchestrator does."""
     body = '{"batch_id": "b1", "requested_pipeline": "ai_feedback", "correlation_id": "c1"}'
-    return _post(f"{port}/internal/v1/pipelines/define", body)
+    return _post(curl, f"{port}/internal/v1/pipelines/define", body)
 
 
 def _report(port: str) -> str:
     body = '{"batch_id": "b1", "phase_name": "nlp", "success": true}'
-    return _post(f"{port}/internal/v1/phases/complete", body)
+    return _post(CURL, f"{port}/internal/v1/phases/complete", body)
 
 
-def _post(path: str, body: str) -> str:
-    return f"{CURL} http://127.0.0.1:{path} -H 'Content-Type: application/json' -d '{body}'"
+def _post(curl: str, path: str, body: str) -> str:
+    return f"{curl} http://127.0.0.1:{path} -H 'Content-Type: application/json' -d '{body}'"
 
 
 async def _postgresql(site: Site, page: Transcript) -> None:

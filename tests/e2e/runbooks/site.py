@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -18,12 +19,15 @@ import asyncpg
 from bcs.devtools.servers import embedded
 from bcs.devtools.servers.embedded import HOST, EmbeddedServer
 from bcs.devtools.servers.postgres import PostgresServer, postgres
+from tests.support.apache_kafka import apache_kafka
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, create_platform_topics
 from tests.support.ports import held_port
 from tests.support.service import QUICK, BcsProcess
 
+GROUP = "bcs-event-consumer"
 DATABASE = "bcs"
+_START_SECONDS = 120.0
 _REDIS_PORT, _KAFKA_PORT, _DATABASE_PORT, _HTTP_PORT = 6379, 9092, 5432, 4002
 
 
@@ -32,59 +36,73 @@ class Site:
     """All of it.
 
     :param directory: where the operator types.
+    :param settings: of the replicas and the operator, above the usual ones; None takes one away.
+    :param variables_of: the replica whose variables the operator has.
     :param replicas: those that were started, by their names; `bcs-1` is at the usual port.
     """
 
     directory: Path
     redis: EmbeddedServer
+    kafka: EmbeddedServer
     kafka_proxy: FaultProxy
     platform: Platform
     postgres: PostgresServer
     database: str
+    settings: dict[str, object] = field(default_factory=dict)
     replicas: dict[str, BcsProcess] = field(default_factory=dict)
     _ports: dict[int, int] = field(default_factory=dict)
+    variables_of: str = "bcs-1"
     stack: ExitStack = field(default_factory=ExitStack)
 
     @property
     def variables(self) -> dict[str, object]:
-        """The variables of the first replica, which the operator has exported, and the addresses of the servers."""
-        own = {"http_port": self._port("bcs-1"), "instance_name": "bcs-1"}
-        names = {f"BCS_{name.upper()}": value for name, value in {**QUICK, **self._usual(), **own}.items()}
+        """The variables of a replica, which the operator has exported."""
+        own = {"http_port": self.port(self.variables_of), "instance_name": self.variables_of}
+        usual = {**QUICK, **self._usual(), **own}
+        names = {f"BCS_{name.upper()}": value for name, value in usual.items() if value is not None}
         return {**names, "PATH": f"{_programs()}:{os.environ['PATH']}"}
 
     def _usual(self) -> dict[str, object]:
         return {
             "redis_url": f"redis://{self.redis.address}/0",
             "kafka_bootstrap_servers": self.kafka_proxy.address,
+            "kafka_consumer_group_id": GROUP,
             "require_registration": True,
             "shutdown_drain_seconds": 0.5,
             "database_url": self.database,
+            **self.settings,
         }
 
-    def _port(self, name: str) -> int:
+    def port(self, name: str) -> int:
+        """Where a replica listens."""
         usual = _HTTP_PORT + int(name.removeprefix("bcs-")) - 1
         if usual not in self._ports:
             self._ports[usual] = held_port()
         return self._ports[usual]
 
-    async def start(self, name: str = "bcs-1", **environment: object) -> BcsProcess:
-        """Start a replica, ready when this returns."""
-        replica = self.launch(name, **environment)
+    async def start(self, name: str = "bcs-1", build: Path | None = None, /, **environment: object) -> BcsProcess:
+        """Start a replica, ready when this returns; see :meth:`launch`."""
+        replica = self.launch(name, build, **environment)
         await replica.answers()
         return replica
 
-    def launch(self, name: str, **environment: object) -> BcsProcess:
-        """The same without waiting.
+    def launch(self, name: str, build: Path | None = None, /, **environment: object) -> BcsProcess:
+        """Start a replica.
 
+        :param build: a folder with the packages of another build; None: this one.
         :param environment: variables above the usual ones; None takes one away.
         """
-        own = {**self.variables, "BCS_HTTP_PORT": self._port(name), "BCS_INSTANCE_NAME": name, **environment}
+        own = {**self.variables, "BCS_HTTP_PORT": self.port(name), "BCS_INSTANCE_NAME": name, **environment}
         given = {name: value for name, value in own.items() if value is not None}
-        replica = self.stack.enter_context(
-            BcsProcess(self.directory / ".log" / f"{name}-{len(self.replicas)}", "serve", forked=True, **given)
-        )
+        # Without -P the package in the current folder would win.
+        run = {"command": [sys.executable, "-P", "-m", "bcs"], "PYTHONPATH": build} if build else {"forked": True}
+        replica = self.stack.enter_context(BcsProcess(self.log_of(name).parent, "serve", **run, **given))
         self.replicas[name] = replica
         return replica
+
+    def log_of(self, name: str) -> Path:
+        """What a replica logs, since its last start."""
+        return self.directory / ".log" / name / "stderr"
 
     async def stop(self, name: str) -> int:
         """SIGTERM a replica, and wait for its end.
@@ -147,21 +165,28 @@ async def _database(server_url: str) -> str:
 
 
 @asynccontextmanager
-async def site() -> AsyncIterator[Site]:
-    """A site of its own, without a replica yet."""
+async def site(jars: Path | None = None) -> AsyncIterator[Site]:
+    """A site of its own, without a replica yet.
+
+    :param jars: of Apache Kafka; None: the embedded broker.
+    """
     async with AsyncExitStack() as stack:
         name = stack.enter_context(tempfile.TemporaryDirectory(prefix="bcs-runbook-"))
         directory = _readable(Path(name))
         redis = stack.enter_context(embedded.valkey(directory / ".redis", append_only=True))
         kafka_port = held_port()
         kafka_proxy = await stack.enter_async_context(FaultProxy(HOST, kafka_port))
-        server = embedded.kafka(directory / ".kafka", kafka_port, kafka_proxy.port)
-        stack.enter_context(server)
+        if jars:
+            broker = apache_kafka(jars, directory / ".kafka", kafka_port, advertised_port=kafka_proxy.port)
+        else:
+            broker = embedded.kafka(directory / ".kafka", kafka_port, kafka_proxy.port)
+        stack.callback(broker.stop)
+        broker.start(_START_SECONDS)
         await create_platform_topics(kafka_proxy.address)
         store = stack.enter_context(postgres(directory / ".postgres", durable=False))
         url = await _database(store.url)
         platform = await stack.enter_async_context(Platform(kafka_proxy.address))
-        running = Site(directory, redis, kafka_proxy, platform, store, url)
+        running = Site(directory, redis, broker, kafka_proxy, platform, store, url)
         try:
             yield running
         finally:
