@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -315,10 +316,16 @@ def _metric(series: str) -> str:
     return series.partition("{")[0]
 
 
+@cache
+def rules_document() -> dict[str, Any]:
+    """The file of rules, as it is."""
+    document: dict[str, Any] = yaml.load(RULES.read_text(), Loader=yaml.CSafeLoader)
+    return document
+
+
 def all_rules() -> list[Rule]:
     """The rules of BCS, in their order."""
-    document: dict[str, Any] = yaml.safe_load(RULES.read_text())
-    return [rule for group in document["groups"] for rule in group["rules"]]
+    return [rule for group in rules_document()["groups"] for rule in group["rules"]]
 
 
 def _with_sources(name: str, rules: Sequence[Rule]) -> list[Rule]:

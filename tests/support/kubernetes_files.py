@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tests.support.alert_stories import RULES
+from tests.support.alert_stories import rules_document
 
 KUBERNETES = Path(__file__).parents[2] / "config" / "kubernetes"
 PROMETHEUS_RULE = KUBERNETES / "monitoring" / "prometheusrule.yaml"
@@ -32,9 +32,9 @@ def prometheus_rule() -> str:
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
         "metadata": {"name": "bcs"},
-        "spec": yaml.safe_load(RULES.read_text()),
+        "spec": rules_document(),
     }
-    return _HEAD + yaml.safe_dump(resource, sort_keys=False, width=120, allow_unicode=True)
+    return _HEAD + yaml.dump(resource, Dumper=yaml.CSafeDumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 if __name__ == "__main__":
