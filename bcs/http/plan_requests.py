@@ -42,7 +42,9 @@ def _either(schema: dict[str, Any]) -> None:
         [given] = [one for one in described.pop("anyOf") if one.get("type") != "null"]
         del described["default"]
         described |= given
-    schema["oneOf"] = [{"required": [name]} for name in _BATCHES]
+    # Not `oneOf`: generators of clients take it for a choice between types, and lose all fields.
+    one, other = ({"required": [name]} for name in _BATCHES)
+    schema |= {"if": one, "then": {"not": other}, "else": other}
 
 
 class PlanPipelines(WithOptions):
