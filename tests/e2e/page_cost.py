@@ -93,7 +93,7 @@ async def _least_share(running: RunningService, streams: Sequence[OpenStream]) -
         shares = []
         for _ in range(_ROUNDS):
             began, work = time.perf_counter(), running.call(time.thread_time)
-            await anyio.sleep(_MEASURED_SECONDS)
+            await anyio.sleep(_MEASURED_SECONDS)  # what is measured is the work in a time
             shares.append((running.call(time.thread_time) - work) / (time.perf_counter() - began))
         group.cancel_scope.cancel()
     return min(shares)
