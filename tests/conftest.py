@@ -2,9 +2,11 @@
 
 import gc
 import os
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,9 +41,6 @@ structlog.configure(
     processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
     logger_factory=structlog.stdlib.LoggerFactory(),
 )
-
-# Without compiled modules, each process that a test starts would spend a third of its start on compiling BCS again.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A machine that has much to do is no fault of what is tested: examples have no deadline.
 settings.register_profile("suite", deadline=None)
@@ -193,12 +192,33 @@ def kafka_bootstrap_servers(module_kafka: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def new_postgres(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], PostgresServer]:
+    """Makes a PostgreSQL in a directory, not started yet, on a copy of files that are made once: that takes longest."""
+
+    @cache
+    def initialised() -> PostgresServer:
+        with postgres(tmp_path_factory.mktemp("initialised"), durable=False) as server:
+            return server
+
+    def make(directory: Path) -> PostgresServer:
+        server = initialised()
+        # For `nobody` they lie elsewhere, and have an owner that a copy would not have: then they are made again.
+        if server.data.is_relative_to(server.directory):
+            shutil.copytree(server.data, directory / "data")
+        return postgres(directory, durable=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def postgres_url(
+    new_postgres: Callable[[Path], PostgresServer], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """The PostgreSQL that all tests share, with a user who may create databases: see ``database_url``."""
     if url := os.environ.get("BCS_TEST_DATABASE_URL"):
         yield url
         return
-    with postgres(tmp_path_factory.mktemp("postgres"), durable=False) as server:
+    with new_postgres(tmp_path_factory.mktemp("postgres")) as server:
         yield server.url
 
 
@@ -217,8 +237,10 @@ def module_database_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def _postgres_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    with postgres(tmp_path_factory.mktemp("own-postgres"), durable=False) as server:
+def _postgres_of_the_module(
+    new_postgres: Callable[[Path], PostgresServer], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PostgresServer]:
+    with new_postgres(tmp_path_factory.mktemp("own-postgres")) as server:
         yield server
 
 
@@ -232,9 +254,9 @@ def running_postgres(_postgres_of_the_module: PostgresServer) -> Iterator[Postgr
 
 
 @pytest.fixture
-def private_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+def private_postgres(new_postgres: Callable[[Path], PostgresServer], tmp_path: Path) -> Iterator[PostgresServer]:
     """A PostgreSQL of this test's own, to be killed and frozen; what it committed survives that."""
-    with postgres(tmp_path / "postgres", durable=False) as server:
+    with new_postgres(tmp_path / "postgres") as server:
         yield server
 
 

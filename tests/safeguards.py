@@ -1434,6 +1434,60 @@ _HTTP = (
     ),
 )
 
+_PAGE = (
+    Mutation(
+        "page-policy",
+        "The page runs no script but its own files.",
+        "bcs/http/page_files.py",
+        "script-src 'self'; style-src 'self'; img-src 'self'; connect-src",
+        "style-src 'self'; img-src 'self'; connect-src",
+        _in("integration/test_ui", "test_the_page_is_public_and_may_run_nothing_but_its_own_files"),
+    ),
+    Mutation(
+        "page-token-removed",
+        "A stream ends when the token of its caller is removed.",
+        "bcs/http/live_feed.py",
+        " and self._admitted():",
+        ":",
+        _in("integration/test_ui", "test_a_removed_token_ends_its_streams"),
+    ),
+    Mutation(
+        "page-streams",
+        "Only so many streams are open at a time.",
+        "bcs/http/live_feed.py",
+        "return self._open >= self._most",
+        "return False",
+        _in(
+            "integration/test_ui",
+            "test_only_so_many_streams_are_open_and_a_closed_one_makes_room",
+        ),
+    ),
+    Mutation(
+        "page-stop",
+        "A stop ends all streams at once, and does not wait for them.",
+        "bcs/http/server.py",
+        "                    self.feed.end()  # the pages",
+        "                    pass  # the pages",
+        _in("integration/test_ui", "test_a_stop_and_a_kill_of_the_http_actor_end_the_streams_at_once"),
+    ),
+    Mutation(
+        "page-listed",
+        "Of thousands of actors few are listed.",
+        "bcs/http/live_documents.py",
+        "return troubled[:_MOST_LISTED]",
+        "return troubled",
+        _in("unit/test_live_feed", "test_of_thousands_of_actors_ten_that_are_in_trouble_are_listed"),
+    ),
+    Mutation(
+        "dead-letters-replayed-once",
+        "A dead letter is not replayed twice, unless that is wanted.",
+        "bcs/ops/dlq/desk.py",
+        "wanted = waiting if again else waiting - index.replayed",
+        "wanted = waiting",
+        _in("integration/test_http_dead_letters", "test_a_failed_resolution_is_answered_again"),
+    ),
+)
+
 _SECRETS = (
     Mutation(
         "rotated-redis-login",
@@ -1573,6 +1627,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_ARCHIVE,
     *_FINDING,
     *_HTTP,
+    *_PAGE,
     *_SECRETS,
     *_CALLERS,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -259,8 +260,10 @@ async def _replay(
 
     from bcs.observability.tracer_factory import tracing
     from bcs.ops.credentials import authorization, tls_context
+    from bcs.ops.dlq.originals import resolve_again
     from bcs.ops.dlq.reading import dead_letter_reader
     from bcs.ops.dlq.replaying import Replayer, operators_producer
+    from bcs.ops.operators import operator
 
     async with (
         tracing(settings) as tracer,
@@ -277,11 +280,11 @@ async def _replay(
             dead_letters,
             source,
             producer,
-            session,
-            url=url,
+            resolve=partial(resolve_again, session, url),
             rate=rate,
             settings=settings,
             notify=notify,
+            by=operator(),
             tracer=tracer,
         )
         await replayer.replay(set(wanted))

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from bcs.http.openapi import openapi_document
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.dead_letters import DeadLetterHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import DescriptionHandlers
 from bcs.http.routes.documentation import DocumentationHandlers
@@ -31,6 +32,7 @@ HANDLERS: Final = (
     BatchHandlers,
     ErasureHandlers,
     ActorHandlers,
+    DeadLetterHandlers,
     UiHandlers,
     HealthHandlers,
     DescriptionHandlers,

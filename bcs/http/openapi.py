@@ -31,14 +31,15 @@ _PROBLEM_JSON = "application/problem+json"
 _SCOPES = {
     Scope.RESOLVE: "ask which phases a batch still needs",
     Scope.REPORT: "report a phase",
-    Scope.READ: "read batches, histories, pipelines, actors and the stream of the page",
-    Scope.OPERATE: "take completions back, erase batches, reload the pipeline file, kill actors",
+    Scope.READ: "read batches, histories, pipelines, dead letters, actors and the stream of the page",
+    Scope.OPERATE: "take completions back, erase batches, replay dead letters, reload the pipeline file, kill actors",
 }
 _GROUPS = {
     Group.PIPELINES: "Which phases of a pipeline a batch still needs, and why",
     Group.PHASES: "Reports about whole phases, and completions that are taken back",
     Group.BATCHES: "What is known of batches, and their histories",
     Group.ACTORS: "The tree of actors",
+    Group.DEAD_LETTERS: "Messages and requests that could not be processed",
     Group.PAGE: "The page that shows the service as it runs; 404 with `BCS_UI=false`",
     Group.HEALTH: "Probes and metrics, which need no token",
     Group.DESCRIPTION: "The description of the API",
@@ -178,7 +179,7 @@ class _Document:
         content: dict[str, Any]
         if isinstance(body, str | tuple):
             media_types = (body,) if isinstance(body, str) else body
-            content = {media_type: {"schema": {"type": "string"}} for media_type in media_types}
+            content = {media_type: {"schema": self._text(route, media_type)} for media_type in media_types}
         else:
             content = {_JSON: {"schema": self._schemas[body]}}
         for media_type, example in (
@@ -204,6 +205,14 @@ class _Document:
                 name: {"operationId": name, "parameters": dict(given)} for name, given in route.leads_to.items()
             }
         return answer
+
+    def _text(self, route: Route, media_type: str) -> Schema:
+        """The schema of a body that is no JSON document. OpenAPI 3.1 has no place for that of each of many lines."""
+        if not route.lines:
+            return {"type": "string"}
+        each = {"anyOf": [self._schemas[line] for line in route.lines]}
+        text = "A JSON document in each line; `contentSchema` is that of a line."
+        return {"type": "string", "description": text, "contentMediaType": media_type, "contentSchema": each}
 
     def _problem(self, kinds: Sequence[Kind]) -> dict[str, Any]:
         """A reference to the response that is one of several problems of the same status."""
@@ -248,6 +257,7 @@ def _bodies(routes: Iterable[Route]) -> Iterator[Any]:
         for body in route.answers.values():
             if not isinstance(body, str | tuple):
                 yield body
+        yield from route.lines
 
 
 def _parameters(route: Route, examples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

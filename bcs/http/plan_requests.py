@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, StrictInt
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.http.found_batches import criteria_of, cursor_in
@@ -20,15 +20,26 @@ MOST_PLANNED = 1_000
 _BATCHES = ("batch_ids", "selection")
 
 
+def _as_integer(value: object) -> object:
+    # JSON Schema takes 5.0 for an integer, and neither "5" nor true. pydantic takes both, or none of the three.
+    if isinstance(value, str | bool):
+        raise ValueError("must be an integer")  # noqa: TRY004 (pydantic reports a ValueError)
+    return value
+
+
+_INTEGER = BeforeValidator(_as_integer)
+
+
 class SelectedBatches(WantedBatches):
     """The batches that the caller wants planned, as in the query that finds batches."""
 
-    limit: Annotated[StrictInt, Field(ge=1, le=MOST_PLANNED, description="How many batches the plan has at most.")] = (
-        MOST_PLANNED
-    )
+    limit: Annotated[
+        int, Field(ge=1, le=MOST_PLANNED, description="How many batches the plan has at most."), _INTEGER
+    ] = MOST_PLANNED
     stale_seconds: Annotated[
-        StrictInt,
+        int,
         Field(ge=1, le=MOST_SECONDS, description="An incomplete batch is stale after so long without a change."),
+        _INTEGER,
     ] = USUAL_STALE_SECONDS
     cursor: Annotated[
         str | None, Field(min_length=1, description="From the `next_cursor` of the plan before, to go on after it.")
@@ -42,7 +53,9 @@ def _either(schema: dict[str, Any]) -> None:
         [given] = [one for one in described.pop("anyOf") if one.get("type") != "null"]
         del described["default"]
         described |= given
-    schema["oneOf"] = [{"required": [name]} for name in _BATCHES]
+    # Not `oneOf`: generators of clients take it for a choice between types, and lose all fields.
+    one, other = ({"required": [name]} for name in _BATCHES)
+    schema |= {"if": one, "then": {"not": other}, "else": other}
 
 
 class PlanPipelines(WithOptions):

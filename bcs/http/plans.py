@@ -14,6 +14,7 @@ from bcs.errors import BcsError
 from bcs.http.documents import definitions_version
 from bcs.http.explanations import as_of
 from bcs.http.found_batches import encode_cursor
+from bcs.http.plan_answers import PlannedBatch, SelectedPage
 from bcs.http.problems import fault, problem_of
 from bcs.storage.pace import paced
 from bcs.usecases.plan_pipelines import Plan, Planned, essays_of
@@ -59,7 +60,7 @@ class PlanLines:
         document["as_of"] = as_of(plan.lag)
         return to_json(document) + b"\n"
 
-    def _selection(self) -> dict[str, Any] | None:
+    def _selection(self) -> SelectedPage | None:
         selected = self.plan.selected
         if selected is None:
             return None
@@ -86,7 +87,7 @@ def _encoding(plans: Sequence[Planned]) -> Sliced[bytes]:
     return b"".join(lines)
 
 
-def _line(resolution: Resolution, source: str, *, known: bool) -> dict[str, Any]:
+def _line(resolution: Resolution, source: str, *, known: bool) -> PlannedBatch:
     essays = essays_of(resolution)
     return {
         "batch_id": "",

@@ -17,6 +17,7 @@ from bcs.errors import (
     DefinitionsRefused,
     FactInTheFuture,
     IntakeBehind,
+    KafkaUnavailable,
     NeededPhasesLeftOut,
     PromptRequired,
     ReportOutdated,
@@ -250,6 +251,8 @@ def problem_of(error: Exception) -> Problem | None:
         return _limited("too-many-new-batches", str(error), error.wait_seconds)
     if isinstance(error, OSError) and error.errno in USED_UP:
         return overloaded("too many files are open")
+    if isinstance(error, KafkaUnavailable):
+        return Problem("unavailable", f"Kafka {'refuses' if error.answered else 'is out of reach'}")
     if isinstance(error, StoreUnavailable):
         # The cause names addresses, so the response omits the cause. The log and /healthz have it.
         state = "refuses" if error.answered else "is out of reach"

@@ -32,6 +32,7 @@ class Group(StrEnum):
     PHASES = "phases"
     BATCHES = "batches"
     ACTORS = "actors"
+    DEAD_LETTERS = "dead letters"
     PAGE = "page"
     HEALTH = "health"
     DESCRIPTION = "description"
@@ -44,6 +45,7 @@ class Route:
     :param path: with the names of the parameters, as in `/batches/{id}`.
     :param name: the `operationId`; it never changes, because generated clients have a function of this name.
     :param answers: the type of the body for each status that is no problem; a media type, or several, for other text.
+    :param lines: the types of the lines, where the answer has a JSON document in each line.
     :param problems: the problems of this call, besides those that each call has, and those of a body and a query.
     :param scope: the scope that the caller's token needs; None where any known caller may call.
     :param probe: True for a call that needs no token and has no rate, and that is on the port of the probes.
@@ -64,6 +66,7 @@ class Route:
     group: Group
     summary: str
     answers: Mapping[HTTPStatus, Any]
+    lines: Sequence[type] = ()
     problems: Sequence[Kind] = ()
     scope: Scope | None = None
     probe: bool = False

@@ -41,6 +41,7 @@ from bcs.http.live_feed import LiveFeed
 from bcs.http.page_files import documentation_files, page_files
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.dead_letters import DeadLetterHandlers
 from bcs.http.routes.definitions import DefinitionHandlers
 from bcs.http.routes.description import DescriptionHandlers
 from bcs.http.routes.documentation import DocumentationHandlers
@@ -61,6 +62,7 @@ from bcs.observability.tracer_factory import open_tracer
 from bcs.observability.tracing import Tracer
 from bcs.observability.tree_observer import TreeObserver, count_restarts_from_zero
 from bcs.observability.waits import Waits
+from bcs.ops.dlq.desk import ThreadedDesk
 from bcs.runtime.archive import FIRST_PROBES, ArchiveParts, archive_parts
 from bcs.storage.batch_index import BatchIndex
 from bcs.storage.factory import open_persistence
@@ -394,6 +396,8 @@ class Service:
                 health,
                 actors,
                 DescriptionHandlers(encoded_openapi),
+                # A call must end before its request is given up, to say what became of it.
+                DeadLetterHandlers(ThreadedDesk(settings, 0.8 * settings.request_deadline_seconds), pipelines),
                 *([ui] if ui else []),
                 *([DocumentationHandlers(documentation_files)] if settings.docs else []),
             ],

@@ -55,6 +55,7 @@ class Callers:
             base = self.bases[(worker + number) % len(self.bases)]
             async with Orchestrator(base) as orchestrator:
                 await self._ask_once(orchestrator, f"{self.done}-{worker}-{number}-{uuid.uuid4().hex[:8]}")
+            # Callers who never pause would measure the machine.
             await anyio.sleep(_PAUSE_SECONDS)
 
     async def _ask_once(self, orchestrator: Orchestrator, request: str) -> None:

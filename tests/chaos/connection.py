@@ -57,6 +57,7 @@ class Connection:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 if halt_seconds:
                     await loop.sock_sendall(self._client, message[:-_LAST_BYTES])
+                    # A caller that is slow to send.
                     await asyncio.sleep(halt_seconds)
                     message = message[-_LAST_BYTES:]
                 await loop.sock_sendall(self._client, message)

@@ -1,4 +1,4 @@
-"""A process that writes its share of facts to a batch, against others: `python -m tests.chaos.contending_writer`."""
+"""A process that writes its share of facts to a batch, against others."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from tests.chaos.redis_servers import AnyRedis, connections_to
 from tests.integration.stores import ByTransaction
 from tests.support.laws import LAW
 
-READY, GO = b"ready\n", b"go\n"
+READY, GO = "ready\n", "go\n"
 _BEGINNING_US = 1_767_225_600_000_000
 _TIMES = 1_000  # so few that facts about the same essay also have the same time, now and then
 _CONTESTED_ESSAYS = 20
@@ -95,16 +95,12 @@ async def write(share: Share) -> list[Commit]:
     return commits
 
 
-def main() -> None:
+def contend() -> None:
     """Say that all is loaded, begin together with the others, and report."""
     share = Share(**json.loads(sys.argv[1]))
-    sys.stdout.buffer.write(READY)
+    sys.stdout.write(READY)
     sys.stdout.flush()
-    if sys.stdin.buffer.readline() != GO:
+    if sys.stdin.readline() != GO:
         raise SystemExit("nobody is there any more who wants this")
     commits = anyio.run(write, share, backend_options={"use_uvloop": True})
     json.dump([asdict(commit) for commit in commits], sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`bcs serve` that goes wrong at a named point when it is told to: ``python -m tests.chaos.crashing_process``.
+"""`bcs serve` that goes wrong at a named point when it is told to.
 
 An order is a file, which is gone once the order was carried out. Where there is none, nothing goes wrong.
 """
@@ -6,7 +6,6 @@ An order is a file, which is gone once the order was carried out. Where there is
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +27,6 @@ from tests.support.service import BcsProcess
 _VARIABLE = "CRASH_ORDERS"
 # Several intervals between two commits: an offset that does not wait for what is held up here is committed by then.
 _LINGER_SECONDS = 0.1
-_ROOT = Path(__file__).parents[2]
 
 
 class OrderedCrash(Exception):
@@ -73,19 +71,7 @@ class CrashingProcess(BcsProcess):
     """
 
     def __init__(self, directory: Path, orders: Path, **environment: object) -> None:
-        directory.mkdir(parents=True)
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("BCS_")}
-        self.environment = {name: str(value) for name, value in environment.items()}
-        self.output, self.log = directory / "stdout", directory / "stderr"
-        with self.output.open("wb") as output, self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
-                env={**inherited, "PYTHONWARNINGS": "error", _VARIABLE: str(orders), **self.environment},
-                cwd=_ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=log,
-            )
+        super().__init__(directory, program=serve, **{_VARIABLE: orders, **environment})
 
 
 class Crasher:
@@ -108,6 +94,7 @@ class Crasher:
             return  # it is being killed already: at the next visit
         self._carried_out(order)
         if order.how is How.DIE:
+            # For commits of offsets that should have waited: see there.
             await anyio.sleep(_LINGER_SECONDS)
             os.kill(os.getpid(), signal.SIGKILL)
         if order.how is How.RAISE:
@@ -128,7 +115,7 @@ class Crasher:
             self._file.unlink()
 
 
-def main() -> None:
+def serve() -> None:
     """Serve until signalled, or crashed."""
     settings = load_settings()
     configure_logging(settings)
@@ -138,7 +125,3 @@ def main() -> None:
     )
     with fail_points(crasher.reach):
         sys.exit(anyio.run(serving, backend_options={"use_uvloop": True}))
-
-
-if __name__ == "__main__":
-    main()

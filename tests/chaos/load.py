@@ -1,11 +1,11 @@
 """Requests from many callers at a time, on bare sockets: a client that does more would be slower than the service.
 
-In a test's own event loop, or as a process of its own: ``python -m tests.chaos.load``.
+In a test's own event loop, or as a process of its own.
 """
 
 import asyncio
 import json
-import subprocess
+import os
 import sys
 import time
 from collections import Counter
@@ -20,12 +20,12 @@ from tests.chaos.callers import Callers
 from tests.chaos.connection import GOODBYE, Connection, Ending
 from tests.chaos.ground import Ground
 from tests.chaos.history import History
+from tests.support.forked import ForkedProcess, made_fifo
 from tests.support.service import COMPLETE, DEFINE
 from tests.support.waiting import wait_until
 
 SETTLED_SECONDS = 60
 
-_ROOT = Path(__file__).parents[2]
 _PHASE = "spellcheck"
 
 
@@ -116,6 +116,7 @@ class Load:
                     connection = await Connection.open(self.port)
                 number += 1
                 await self._ask(connection, f"{self.name}-{caller}-{number}", number % 3, keep_alive, halt_seconds)
+                # Callers who never pause would measure the machine; the overload has such callers.
                 await asyncio.sleep(self.pause_seconds)
         except ConnectionError:  # some come while the kernel still shakes hands, as resets
             self.tally.outcomes[Ending.REFUSED] += 1
@@ -187,34 +188,43 @@ async def assert_kept(tally: Tally, callers: Callers, history: History, ground: 
 class LoadProcess:
     """So many callers in a process of their own.
 
-    :param said: a file for what they say in the end.
+    :param directory: for its files.
     """
 
-    def __init__(self, load: Load, callers: int, said: Path) -> None:
-        command = [sys.executable, "-m", __name__, str(load.port), load.name, load.done, load.undone, str(callers)]
-        self._said = said
-        with said.open("wb") as output:
-            self._process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=output)
+    def __init__(self, load: Load, callers: int, directory: Path) -> None:
+        directory.mkdir()
+        arguments = [str(load.port), load.name, load.done, load.undone, str(callers)]
+        end, self._said, self._log = (directory / name for name in ("end", "said", "log"))
+        self._until = made_fifo(end)
+        for file in (self._said, self._log):
+            file.touch()
+        self._process = ForkedProcess(
+            arguments, os.environ, stdin=end, stdout=self._said, stderr=self._log, program=call_until_told
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.communicate()
+        self._until.close()
+        self._process.kill()
+        self._process.wait()
 
     async def enough(self) -> Tally:
         """Let them finish what they have begun, and hear what came of it."""
-        assert self._process.stdin
-        self._process.stdin.close()
+        self._until.close()
         await wait_until(lambda: self._process.poll() is not None, SETTLED_SECONDS, description="all callers finish")
-        assert self._process.returncode == 0
+        assert self._process.returncode == 0, self._log.read_text()
         said = json.loads(self._said.read_text())
         return Tally(**{**said, "outcomes": Counter(said["outcomes"])})
 
 
-async def _main(port: str, name: str, done: str, undone: str, callers: str) -> None:
+def call_until_told() -> None:
+    """Call until the input ends."""
+    uvloop.run(_call_until_told(*sys.argv[1:]))
+
+
+async def _call_until_told(port: str, name: str, done: str, undone: str, callers: str) -> None:
     load = Load(int(port), name, done, undone)
     loop = asyncio.get_running_loop()
 
@@ -230,7 +240,3 @@ async def _main(port: str, name: str, done: str, undone: str, callers: str) -> N
             group.create_task(load.call(number, keep_alive=number % 10 > 0))
     load.tally.seconds = time.monotonic() - began
     json.dump(vars(load.tally), sys.stdout)
-
-
-if __name__ == "__main__":
-    uvloop.run(_main(*sys.argv[1:]))

@@ -59,6 +59,7 @@ class OffsetWatch:
         while True:
             with suppress(KafkaError, StoreUnavailable, TimeoutError):
                 await self._look()
+            # Offsets are sampled: nobody tells when they move.
             await anyio.sleep(_PAUSE_SECONDS)
 
     async def _look(self) -> None:

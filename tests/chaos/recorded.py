@@ -53,6 +53,7 @@ class RecordedScene(Scene):
             chunk = told[start : start + CHUNK]
             async with self.telling:
                 await self.send(*((one.batch, one.event) for one in chunk))
+            # Evenly, at this rate.
             await anyio.sleep(CHUNK / EVENTS_A_SECOND)
 
     async def send(self, *events: tuple[str, Event]) -> None:

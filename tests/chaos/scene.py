@@ -46,6 +46,7 @@ class Scene:
         for start in range(0, len(told), CHUNK):
             async with self.telling:
                 await self.ground.platform.send(*(one.event for one in told[start : start + CHUNK]))
+            # Evenly, at this rate.
             await anyio.sleep(CHUNK / EVENTS_A_SECOND)
 
     async def ask(self) -> None:

@@ -68,6 +68,7 @@ class Killings:
                 # Else the actor's work would be done before it can be found and killed.
                 self._stage.redis.delay(_SLOW_SECONDS)
             while not await kill(process, kind):
+                # It is away just now: there is nothing to wait for but its return, which nobody tells.
                 await anyio.sleep(_BREATH_SECONDS)
                 process = chance.choice(self._stage.replicas)
             if kind == A_BATCH:
@@ -122,6 +123,7 @@ class Disasters:
 
     async def _slow_redis(self) -> None:
         self._stage.redis.delay(_SLOW_SECONDS)
+        # The faults are their lengths.
         await anyio.sleep(_FROZEN_SECONDS)
         self._stage.redis.delay(0)
 
@@ -130,12 +132,14 @@ class Disasters:
 
     async def _freeze(self, server: EmbeddedServer) -> None:
         server.freeze()
+        # The fault is its length.
         await anyio.sleep(_FROZEN_SECONDS)
         server.thaw()
 
     async def _freeze_process(self) -> None:
         process = self._chance.choice(self._stage.replicas)
         process.signal(signal.SIGSTOP)
+        # The fault is its length.
         await anyio.sleep(_FROZEN_SECONDS)
         process.signal(signal.SIGCONT)
 

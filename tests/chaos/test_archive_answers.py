@@ -112,8 +112,10 @@ async def test_without_redis_postgresql_answers(
                     await wait_until(lambda: bool(load.sources) and load.sources[-1][1] == "redis")
                     async with KINDS[number % len(KINDS)](scene):
                         left = time.monotonic()
+                        # The fault is its length: first while Redis is still asked, then while it is not.
                         await anyio.sleep(PROMPTLY_SECONDS)
                         opened = time.monotonic()
+                        # Here Redis is not asked any more.
                         await anyio.sleep(AWAY_SECONDS)
                         await wait_until(partial(enough_answered, scene, opened), description="both kinds are answered")
                         ended = time.monotonic()

@@ -44,10 +44,12 @@ async def strike(postgres: PostgresServer, kind: str, away_seconds: float) -> No
     """Let PostgreSQL go away, and come back."""
     if kind == "frozen":
         await anyio.to_thread.run_sync(postgres.freeze)
+        # The fault is its length.
         await anyio.sleep(away_seconds)
         await anyio.to_thread.run_sync(postgres.thaw)
     elif kind == "killed":
         await anyio.to_thread.run_sync(postgres.kill)
+        # The fault is its length.
         await anyio.sleep(away_seconds)
         await anyio.to_thread.run_sync(postgres.start)
     else:
@@ -83,6 +85,7 @@ async def strike_often(scene: RecordedScene, server: PostgresServer, chance: Ran
     """Nobody may crash; what happened, and in which time."""
     happened, began = Counter[str](), time.monotonic()
     for number in range(SIZES.record_strikes):
+        # The schedule itself: at any moment.
         await anyio.sleep(chance.uniform(0, LONGEST_PAUSE_SECONDS))
         kind = KINDS[number % len(KINDS)]
         await strike(server, kind, chance.uniform(0, LONGEST_AWAY_SECONDS))
@@ -103,6 +106,7 @@ async def kill_often(scene: RecordedScene, server: PostgresServer, chance: Rando
 
     async def kill(victim: str, kill_one: Callable[[BcsProcess, str], Awaitable[bool]]) -> None:
         while victims[victim] < KILLS or (await restarted(scene))[RESTARTED[victim]] < LEAST_RESTARTED:
+            # The schedule itself: at any moment.
             await anyio.sleep(chance.uniform(0, LONGEST_PAUSE_SECONDS / 5))
             victims[victim] += await kill_one(scene.process, victim)
 

@@ -52,10 +52,12 @@ async def test_a_long_outage_of_postgresql_is_not_noticed(
             async with anyio.create_task_group() as telling:
                 telling.start_soon(scene.tell)
                 began = time.monotonic()
+                # What is usual is measured for so long.
                 await anyio.sleep(BEFORE_SECONDS)
                 await wait_until(partial(some_of_each_since, scene, began), description="what is usual is known")
                 left = time.monotonic()
                 await anyio.to_thread.run_sync(server.kill)
+                # The fault is its length.
                 await anyio.sleep(SIZES.record_outage_seconds)
                 await wait_until(partial(some_of_each_since, scene, left), description="it goes on without PostgreSQL")
                 await assert_told_and_ready(scene)

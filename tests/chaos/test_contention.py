@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+from typing import Self
 
 import anyio
 import pytest
@@ -19,51 +18,69 @@ from bcs.storage.committing import CommitPolicy
 from bcs.storage.redis.batch_codec import VERSION_FIELD, BatchKeys
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.nodes import Nodes
-from tests.chaos.contending_writer import GO, READY, Commit, Share, drawn_facts, open_store
+from tests.chaos.contending_writer import GO, READY, Commit, Share, contend, drawn_facts, open_store
 from tests.chaos.figures import Note, percentile
 from tests.chaos.sizes import SIZES
+from tests.support.forked import ForkedProcess, made_fifo
 from tests.support.laws import LAW
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 pytestmark = pytest.mark.anyio
 
 WRITERS = SIZES.writers
 LEAST_QUESTIONS = 10
 LEAST_ATTEMPTS = 1.05  # for one commit on average; measured: 1.2 of four writers, 2.2 of eight
-ROOT = Path(__file__).parents[2]
-START_SECONDS = 60.0
 SECONDS_PER_FACT = 0.05  # many times what it takes; without end is what it must not be
 
 
-@asynccontextmanager
-async def writer(share: Share) -> AsyncIterator[Process]:
+class Writer:
     """A process that has loaded everything and waits for the word."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.chaos.contending_writer", share.as_argument(), stdin=PIPE, stdout=PIPE, cwd=ROOT
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+
+    def __init__(self, directory: Path, share: Share) -> None:
+        directory.mkdir()
+        word, self._said, log = (directory / name for name in ("word", "said", "log"))
+        self._speaking = made_fifo(word)
+        for file in (self._said, log):
+            file.touch()
+        self._process = ForkedProcess(
+            [share.as_argument()], os.environ, stdin=word, stdout=self._said, stderr=log, program=contend
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._speaking.close()
+        self._process.kill()
+        self._process.wait()
+
+    def is_ready(self) -> bool:
+        return self._said.read_text() == READY
+
+    def go(self) -> None:
+        self._speaking.write(GO)
+        self._speaking.flush()
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def commits(self) -> list[Commit]:
+        assert self._process.returncode == 0
+        return [Commit(**commit) for commit in json.loads(self._said.read_text().removeprefix(READY))]
 
 
-async def written_by_all(share: Share) -> tuple[list[Commit], float]:
+async def written_by_all(share: Share, directory: Path) -> tuple[list[Commit], float]:
     """What each commit of all writers took, and all of them together in seconds."""
-    async with AsyncExitStack() as stack:
+    with ExitStack() as stack:
         shares = [replace(share, writer=number) for number in range(WRITERS)]
-        processes = [await stack.enter_async_context(writer(each)) for each in shares]
-        async with asyncio.timeout(START_SECONDS):
-            for process in processes:
-                assert process.stdout is not None
-                assert await process.stdout.readline() == READY
+        writers = [stack.enter_context(Writer(directory / f"writer-{each.writer}", each)) for each in shares]
+        await wait_until(lambda: all(writer.is_ready() for writer in writers))
         began = monotonic()
-        async with asyncio.timeout(share.facts * SECONDS_PER_FACT):
-            outputs = await asyncio.gather(*(process.communicate(GO) for process in processes))
+        for writer in writers:
+            writer.go()
+        await wait_until(lambda: all(writer.has_ended() for writer in writers), share.facts * SECONDS_PER_FACT)
         seconds = monotonic() - began
-        assert [process.returncode for process in processes] == [0] * WRITERS
-    return [Commit(**commit) for output, _ in outputs for commit in json.loads(output)], seconds
+        return [commit for writer in writers for commit in writer.commits()], seconds
 
 
 async def watch_summary(nodes: Nodes, store: RedisStateStore, batch: str, keys: BatchKeys, over: anyio.Event) -> int:
@@ -83,14 +100,14 @@ async def watch_summary(nodes: Nodes, store: RedisStateStore, batch: str, keys: 
         asked += 1
         return over.is_set()
 
-    await wait_until(look, START_SECONDS + SIZES.contended_facts * SECONDS_PER_FACT)
+    await wait_until(look, PATIENCE_SECONDS + SIZES.contended_facts * SECONDS_PER_FACT)
     return asked
 
 
 @pytest.mark.parametrize("by_transaction", [pytest.param(False, marks=pytest.mark.release), True])
 @pytest.mark.parametrize("seed", [6])
 async def test_processes_that_write_to_one_batch_lose_nothing(
-    redis_url: str, redis_key_prefix: str, note_figure: Note, seed: int, by_transaction: bool
+    tmp_path: Path, redis_url: str, redis_key_prefix: str, note_figure: Note, seed: int, by_transaction: bool
 ) -> None:
     count, batch = SIZES.contended_facts, "contended"
     nodes, store = open_store(redis_url, redis_key_prefix)
@@ -99,7 +116,7 @@ async def test_processes_that_write_to_one_batch_lose_nothing(
     watching = asyncio.create_task(watch_summary(nodes, store, batch, keys, over))
     try:
         share = Share(redis_url, redis_key_prefix, batch, seed, count, WRITERS, 0, by_transaction)
-        commits, seconds = await written_by_all(share)
+        commits, seconds = await written_by_all(share, tmp_path)
         over.set()
         assert await watching >= LEAST_QUESTIONS
         model = delta_of(drawn_facts(seed, count))

@@ -74,10 +74,12 @@ async def test_what_a_replica_does_not_have_yet_is_lost_without_an_archive_and_k
         slots = await cluster.slots_of(master)
         its_batches = {batch for batch in load.acknowledged if slot_of(BatchKeys(PREFIX, batch).facts) in slots}
         async with load.running():
+            # The load runs for a while before, so that there is something to lose.
             await anyio.sleep(UNDISTURBED_SECONDS)
             behind_since = anyio.current_time()
             if behind_seconds:
                 cluster.stop_replication(replica, master)
+                # The fault is its length: so long the replica is behind.
                 await anyio.sleep(behind_seconds)
             master.server.kill()
             killed_at = anyio.current_time()

@@ -117,6 +117,7 @@ class Flushed:
     async def flush(self) -> None:
         """Make Redis forget, again and again."""
         while not self.done:
+            # The schedule itself: at any moment.
             await anyio.sleep(self.chance.uniform(0, LONGEST_PAUSE_SECONDS))
             await self.forget()
 
@@ -133,6 +134,7 @@ class Flushed:
         """Look at the committed offsets."""
         while not self.done:
             await self.look()
+            # Offsets are sampled: nobody tells when they move.
             await anyio.sleep(0.02)
 
     async def look(self) -> None:

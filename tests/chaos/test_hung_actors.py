@@ -96,6 +96,7 @@ class Hang:
     async def _ticks(self, tree: Callable[[], Snapshot]) -> None:
         assert self.let_go
         while not self.let_go.is_set():
+            # Each tick looks at the tree, until the test lets go.
             await anyio.sleep(TICK_SECONDS)
             self.ticks += 1
             if self.unhealthy_at is None and not tree().healthy:

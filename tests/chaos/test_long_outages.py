@@ -183,11 +183,13 @@ async def endure(scene: Scene, outage: Outage) -> Measured:
     """One outage under load: what the service answers before it, meanwhile, and afterwards."""
     measured = Measured()
     began = time.monotonic()
+    # What is usual is measured for so long.
     await anyio.sleep(BEFORE_SECONDS)
     await wait_until(lambda: len(scene.between(began, time.monotonic())) >= LEAST_ASKED, description="some ask before")
     measured.megabytes.append(scene.megabytes())
     left = time.monotonic()
     async with outage.away(scene):
+        # The fault is its length.
         await anyio.sleep(SIZES.outage_seconds)
         await wait_until(lambda: is_seen(scene, outage), SEEN_SECONDS, description="the outage is told of")
         measured.megabytes.append(scene.megabytes())
@@ -212,6 +214,7 @@ async def endure_cuts(scene: Scene, chance: Random) -> list[float]:
     for number in range(SIZES.cuts):
         # While they are read and committed, there is something to be said on every connection.
         await scene.ground.platform.send(*(spellchecked("during", f"{number}-{one}") for one in range(AROUND)))
+        # The schedule itself: at any moment.
         await anyio.sleep(chance.uniform(0, 0.2))
         await scene.ground.line.cut()
         began = time.monotonic()

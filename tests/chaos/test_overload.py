@@ -116,12 +116,14 @@ class Crowd:
                 began = time.monotonic()
                 assert (await prober.get("/healthz")).status == 200
                 self.probes.append(time.monotonic() - began)
+            # As often as an orchestrator of containers asks, in proportion.
             await anyio.sleep(PROBE_SECONDS)
 
     async def weigh(self) -> None:
         """Look at the memory."""
         while True:
             self.megabytes.append((time.monotonic(), megabytes_of(self.process)))
+            # Memory is sampled evenly.
             await anyio.sleep(0.05)
 
     def memory(self, began: float) -> tuple[float, float]:
@@ -178,6 +180,7 @@ async def test_ten_times_the_load_is_refused_in_time_and_costs_no_memory(tmp_pat
                 group.start_soon(crowd.weigh)
                 await wait_until(crowd.warm, WARM_UP_SECONDS, description="its caches are full")
                 began = time.monotonic()
+                # The load lasts for so long.
                 await anyio.sleep(SIZES.overload_seconds)
                 await wait_until(lambda: len(crowd.probes) >= LEAST_PROBES, description="it gives signs of life")
                 group.cancel_scope.cancel()
@@ -220,5 +223,6 @@ async def alone_with_few(crowd: Crowd, directory: Path) -> Tally:
     """What it takes."""
     with LoadProcess(crowd.load("few"), FEW, directory / "few") as few:
         await wait_until(partial(crowd.busy, FEW))
+        # A rate needs a time.
         await anyio.sleep(ALONE_SECONDS)
         return await few.enough()

@@ -117,6 +117,7 @@ class Terminal:
         while text not in self.shown:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no {text!r} in {self.shown}")
+            # The terminal does not tell when there is something to read, and this is no event loop.
             time.sleep(_POLL_SECONDS)
             with suppress(BlockingIOError):
                 self.shown += ESCAPES.sub("", os.read(self._descriptor, 65536).decode()).replace("\r\n", "\n")

@@ -133,6 +133,7 @@ class RollingUpgrade:
                 except aiohttp.ClientError:
                     ready = False
                 (self._ready.add if ready else self._ready.discard)(name)
+            # As often as a readiness probe.
             await anyio.sleep(_PROBE_SECONDS)
 
     async def _call(self, path: str, body: Mapping[str, object]) -> Answer:
@@ -148,6 +149,7 @@ class RollingUpgrade:
                 if answer.status != 503:
                     return answer
                 self.tries[str(answer.status)] += 1
+            # As a caller that tries again.
             await anyio.sleep(_RETRY_SECONDS)
         raise AssertionError(f"no answer in {_MOST_TRIES} tries: {self.tries}")
 
@@ -161,12 +163,14 @@ class RollingUpgrade:
                 self._bounds.lies(one, (where.topic, where.partition, where.offset))
                 self._events.append((one, Position(where.topic, where.partition, where.offset)))
             if not quickly:
+                # Events come evenly.
                 await anyio.sleep(_PAUSE_SECONDS * _CHUNK)
 
     async def _ask(self, worker: int) -> None:
         chance = Random(worker)
         while not self._told:
             await self._ask_about(chance.choice(self._batches))
+            # Callers who never pause would measure the machine.
             await anyio.sleep(_PAUSE_SECONDS)
 
     async def _ask_about(self, batch: str) -> None:
@@ -191,11 +195,13 @@ class RollingUpgrade:
             assert answer.status == 200, answer.body
             self._bounds.reported(batch, delta)
             self.reports += 1
+            # The same.
             await anyio.sleep(10 * _PAUSE_SECONDS)
 
     async def _watch(self) -> None:
         while not self._over:
             await self._look()
+            # Offsets are sampled: nobody tells when they move.
             await anyio.sleep(_LOOK_SECONDS)
 
     async def _look(self) -> None:

@@ -131,8 +131,10 @@ async def watched(program: str, directory: Path) -> AsyncIterator[Watched]:
                     if number == _OUTAGE.stop:
                         redis.thaw()
                     await _one_round(platform, caller, number)
+                    # Rounds come evenly.
                     await anyio.sleep(max(0.0, _ROUND_SECONDS - (time.monotonic() - began)))
                 await wait_until(partial(_nothing_waits, caller))
+                # For what is written after all else is done.
                 await anyio.sleep(2 * _ROUND_SECONDS)
             yield Watched(url=url, since=since)
 

@@ -78,6 +78,7 @@ class ClusterLoad:
                 await store.ping()
             except StoreUnavailable:
                 self.counts["failed pings"] += 1
+            # As often as the service asks for signs of life.
             await anyio.sleep(_PING_SECONDS)
 
     async def _write_and_read(self, store: RedisStateStore, writer: str) -> None:
@@ -105,6 +106,7 @@ class ClusterLoad:
             except StoreUnavailable:
                 self.counts["failed answers"] += 1
             self._note_time(watch)
+            # Callers who never pause would measure the machine.
             await anyio.sleep(_PAUSE_SECONDS)
 
     def _note_time(self, watch: Stopwatch) -> None:

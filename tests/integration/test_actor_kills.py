@@ -16,13 +16,14 @@ from bcs.wire.published import as_uuid
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, values
 from tests.support.service import Answer, Orchestrator, RunningService
+from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 ACTORS = ["metrics", "publisher", "batches", "intake", "http"]
 BATCHES, WORKERS = 10, 5
-ROUNDS = 4  # of events and of each worker's requests, before the kill and at least as many after it
+ROUNDS = 4 if IN_FULL else 2  # of events and of each worker's requests, before the kill and at least as many after it
 
 
 @dataclass

@@ -230,12 +230,14 @@ async def test_an_unusable_file_leaves_the_former_callers_and_is_named(service: 
             return await caller.metric("bcs_credentials_unusable", setting="BCS_HTTP_TOKENS_FILE") or 0
 
     with capture_logs() as logs:
+        # That nothing happens shows only in time: it looks several times meanwhile.
         await anyio.sleep(5 * LOOKS_EVERY_SECONDS)
         assert not logs, "a file that did not change is not read again"
         replace(file, UNUSABLE)
         named = await wait_until(problem)
         assert await counted() == 1
         replace(file, f"{UNUSABLE} ")  # another version with the same problem
+        # The same: nothing is said about it.
         await anyio.sleep(5 * LOOKS_EVERY_SECONDS)
         assert (await answer(service, asking(DEFINE, MAY_RESOLVE))).status == 200
         replace(file, callers())

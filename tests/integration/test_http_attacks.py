@@ -53,6 +53,7 @@ Attack = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def dripping(writer: asyncio.StreamWriter, first: bytes, more: bytes) -> None:
     writer.write(first)
     while not writer.is_closing():
+        # The attack: slow enough to take long, quick enough to look alive.
         await asyncio.sleep(DRIP_SECONDS)
         writer.write(more)
         await writer.drain()
@@ -102,6 +103,7 @@ async def attack_again_and_again(address: Address, attack: Attack, source: str, 
             pass
         finally:
             caller.close()
+        # The attack comes again after so long.
         await asyncio.sleep(pause_seconds)
 
 
@@ -130,6 +132,7 @@ async def good_calls(base: str, *, goes_on: Callable[[int], bool]) -> Counter[in
                         status = (await orchestrator.define("good")).status
                 statuses[status] += 1
                 number += 1
+                # Callers who never pause would measure the machine.
                 await asyncio.sleep(BETWEEN_CALLS_SECONDS)
 
     async with anyio.create_task_group() as group:
@@ -175,6 +178,7 @@ async def test_good_callers_keep_their_connections_while_silent_ones_use_up_the_
         for caller in silent_callers[:BEFORE]:
             caller.connect(address)
         await wait_until(lambda: connections(service) == BEFORE)
+        # Only who has been silent for so long may lose a connection, and nothing tells when that is.
         await asyncio.sleep(SLOW_SECONDS * 1.5)
         good = [await asyncio.open_connection(*address) for _ in range(GOOD_CALLERS)]
         await wait_until(lambda: connections(service) == BEFORE + GOOD_CALLERS)

@@ -182,6 +182,7 @@ async def watch_loop(gaps: list[float]) -> None:
     """Note how long the loop was blocked, until a time below 0 is noted."""
     while not gaps or gaps[-1] >= 0:
         began = perf_counter()
+        # The measure itself: how much later than asked for it comes back.
         await anyio.sleep(0.005)
         gaps.append(perf_counter() - began - 0.005)
 

@@ -88,6 +88,7 @@ async def test_only_those_that_are_due_are_cancelled(answer: Answer) -> None:
         statuses.append((await answer(work)).status)
 
     async def half() -> None:
+        # Work that takes half of its time.
         await anyio.sleep(SECONDS / 2)
 
     async with anyio.create_task_group() as group:
@@ -100,6 +101,7 @@ async def test_a_loop_that_is_held_up_makes_no_request_late(answer: Answer) -> N
     async def work() -> None:
         time.sleep(SECONDS * 1.2)  # noqa: ASYNC251 (that is what holds the loop up)
         for _ in range(5):
+            # Work that lets others in, and is not late itself.
             await anyio.sleep(SECONDS / 20)
 
     assert (await answer(work)).status == 200

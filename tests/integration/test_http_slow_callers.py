@@ -111,6 +111,7 @@ async def test_a_head_that_comes_late_gets_a_408(hasty_service: RunningService, 
         async def drip() -> None:
             for byte in b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 10_000:
                 writer.write(bytes([byte]))
+                # A caller that is slow to send.
                 await anyio.sleep(gap_seconds)
 
         if gap_seconds:

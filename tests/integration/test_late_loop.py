@@ -85,6 +85,7 @@ async def is_answered_in_time(dependency: Connect) -> bool:
             answered.set()
 
         group.start_soon(be_answered)
+        # So that the question is on its way; where it is not, the round says nothing and is repeated.
         await anyio.sleep(0.01)
         was_early = answered.is_set()
         time.sleep(BUSY_SECONDS)  # noqa: ASYNC251 (this is the point)
@@ -107,6 +108,7 @@ async def test_who_does_not_answer_is_late_however_busy_the_loop_is(
         while not over.is_set():
             time.sleep(0.02)  # noqa: ASYNC251
             busy_seconds += 0.02
+            # The loop gets a turn now and then.
             await anyio.sleep(0.002)
         assert time.monotonic() - began >= DEADLINE_SECONDS
         assert busy_seconds < 10 * DEADLINE_SECONDS

@@ -214,6 +214,9 @@ async def test_a_selection_that_contradicts_itself_is_refused(orchestrator: Orch
     both = {"selection": {}, "batch_ids": [batch], "requested_pipeline": "nlp"}
     problem(await orchestrator.request("POST", PLAN, json=both), 400, "invalid-request")
     problem(await orchestrator.request("POST", PLAN, json={**both, "batch_ids": None}), 400, "invalid-request")
+    for limit, status in ((5.0, 200), (5.5, 400), ("5", 400), (True, 400)):
+        body = {"requested_pipeline": "nlp", "selection": {"limit": limit, "stale_seconds": 5.0}}
+        assert (await orchestrator.request("POST", PLAN, json=body)).status == status
     unknown = {"selection": {"pipeline": "unknown"}, "requested_pipeline": "nlp"}
     problem(await orchestrator.request("POST", PLAN, json=unknown), 404, "unknown-pipeline")
 

@@ -67,6 +67,7 @@ async def test_the_next_publisher_publishes_the_entries_of_a_crashed_one(
 async def test_a_slow_round_of_the_publisher_is_followed_by_the_next(kafka_bootstrap_servers: str, batch: str) -> None:
     async def slow(point: FailPoint, _: str) -> None:
         if point is FailPoint.PUBLISHER_ACKNOWLEDGED:
+            # What is tested: a round that takes longer than the next one waits.
             await anyio.sleep(2 * _ROUND_SECONDS)
 
     async with (

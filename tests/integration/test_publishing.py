@@ -30,6 +30,7 @@ class Leaderless(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no type
     async def send(self, topic: str, value: Any = None, key: Any = None, partition: Any = None, **rest: Any) -> Any:
         if partition == DEAD:
             self.tried += 1
+            # As long as aiokafka would wait for a leader.
             await anyio.sleep(TIMEOUT_SECONDS)
             raise KafkaTimeoutError
         return await super().send(topic, value, key, partition, **rest)

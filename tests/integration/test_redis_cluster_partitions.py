@@ -62,6 +62,7 @@ async def from_all(cluster: ProxiedCluster, master: ClusterNode) -> None:
 
 async def from_the_others_then_from_all(cluster: ProxiedCluster, master: ClusterNode) -> None:
     cluster.cut_off(master)
+    # The fault is its length: too short for a failover.
     await anyio.sleep(SHORT_SECONDS)
     cluster.cut_off_from_clients(master)
     await until_replaced(cluster, master)
@@ -70,6 +71,7 @@ async def from_the_others_then_from_all(cluster: ProxiedCluster, master: Cluster
 async def from_bcs(cluster: ProxiedCluster, master: ClusterNode) -> None:
     """No failover helps here: it is over when it is healed."""
     cluster.cut_off_from_clients(master)
+    # The fault is its length: as long as a failover would take.
     await anyio.sleep(LONG_SECONDS)
     await heal(cluster, master)
 
@@ -77,6 +79,7 @@ async def from_bcs(cluster: ProxiedCluster, master: ClusterNode) -> None:
 async def from_the_others_for_a_moment(cluster: ProxiedCluster, master: ClusterNode) -> None:
     """Too short for a failover."""
     cluster.cut_off(master)
+    # The fault is its length: too short for a failover.
     await anyio.sleep(SHORT_SECONDS)
     await heal(cluster, master)
 
@@ -113,8 +116,10 @@ async def test_a_master_that_is_cut_off_costs_prompt_refusals_and_nothing_else(
     ) as load:
         await cut_off(cluster, master)
         over_at = time.monotonic()
+        # Calls go on while the cluster is mended, and after it: none may fail later than this.
         await anyio.sleep(RECOVERY_SECONDS)
         await heal(cluster, master)
+        # The same.
         await anyio.sleep(RECOVERY_SECONDS)
         await load.stop()
         load.assert_answers()

@@ -102,6 +102,7 @@ class Load:
         while True:
             with suppress(StoreUnavailable):
                 await self.gateway.ping()
+            # As often as the service asks for signs of life.
             await anyio.sleep(0.1)
 
 

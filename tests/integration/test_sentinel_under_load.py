@@ -76,8 +76,10 @@ async def test_a_failover_is_prompt_refusals_and_nothing_else(
     ) as load:
         await fails_over(sentinels)
         over_at = time.monotonic()
+        # Calls go on after the failover, and after the return: none may fail later than this.
         await anyio.sleep(RECOVERY_SECONDS)
         await comes_back(sentinels)
+        # For calls after the return.
         await anyio.sleep(SETTLED_SECONDS)
         await load.stop()
         load.assert_answers()

@@ -25,6 +25,7 @@ class SlowArchive:
     identity = None
 
     async def state(self, batch_id: str) -> BatchState:
+        # What is tested: an archive that takes longer than Redis may.
         await anyio.sleep(REDIS_DEADLINE_SECONDS * 2)
         return BatchState()
 

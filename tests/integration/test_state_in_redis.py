@@ -38,7 +38,7 @@ from tests.integration.stores import (
 )
 from tests.support.laws import LAW
 from tests.support.redis_queues import redis_outbox
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -395,15 +395,25 @@ async def test_a_lost_connection_is_not_noticed_by_a_commit(
     private_valkey: EmbeddedServer, make_gateway: Callable[..., Any], redis: InRedis
 ) -> None:
     # A server of its own: services that other tests share have connections to the shared one.
-    store, other = redis.make(make_gateway(private_valkey.address)), make_gateway(private_valkey.address)
+    store, other = (
+        redis.make(make_gateway(private_valkey.address, deadline=PATIENCE_SECONDS)),
+        make_gateway(private_valkey.address),
+    )
     await store.commit("b", EVERYTHING)
     [clients] = await other.call(("CLIENT", "LIST"))
     [shared] = [line for line in clients.decode().splitlines() if " cmd=eval" in line]
-    await other.call(("CLIENT", "PAUSE", 50, "WRITE"))
+    number = shared.split()[0]
+
+    async def waits() -> bool:
+        [clients] = await other.call(("CLIENT", "LIST", "ID", number.removeprefix("id=")))
+        return b" flags=b " in clients
+
+    await other.call(("CLIENT", "PAUSE", 60_000, "WRITE"))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(store.commit, "b", delta_of([completed("b", 7)]))
-        await anyio.sleep(0.01)
-        await other.call(("CLIENT", "KILL", "ID", shared.split()[0].removeprefix("id=")))
+        await wait_until(waits)
+        await other.call(("CLIENT", "KILL", "ID", number.removeprefix("id=")))
+        await other.call(("CLIENT", "UNPAUSE"))
     assert (await store.state("b")).first_seen_us == {"a": 0, "b": 7}
 
 

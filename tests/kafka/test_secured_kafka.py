@@ -397,6 +397,7 @@ async def test_a_connection_that_the_broker_ends_logs_in_with_the_password_of_th
         for number in range(6):  # for longer than some logins last
             await platform.send(registered(f"{batch}-{number}", ["a"]), spellchecked(f"{batch}-{number}", "a"))
             await group.caught_up()
+            # The logins last for a second, and nobody tells when a client has logged in anew.
             await anyio.sleep(0.5)
         assert "kafka_unreachable" not in caplog.messages
         file.write_text(WRONG)

@@ -190,6 +190,7 @@ async def measure(
         while time.monotonic() < ends:
             began = time.monotonic()
             await step()
+            # Evenly, at this rate.
             await anyio.sleep(max(0.0, interval_seconds - (time.monotonic() - began)))
 
     async def timed(times: list[float], path: str, **body: object) -> None:

@@ -16,4 +16,5 @@ async def test_the_loop_clock_returns_the_time_of_anyio() -> None:
         before = anyio.current_time()
         told = clock()
         assert before <= told <= anyio.current_time()
+        # Time has to pass for the clock to show it.
         await anyio.sleep(0.001)

@@ -211,6 +211,7 @@ async def test_the_age_is_that_of_the_oldest_envelope() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     mailbox.send_nowait("a")
     (envelope,) = mailbox.receive_nowait()
+    # The two envelopes must have different ages.
     await anyio.sleep(0.002)
     mailbox.send_nowait("b")
     now = envelope.enqueued_at + 7

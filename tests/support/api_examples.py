@@ -20,6 +20,7 @@ from bcs.http.bodies import unreadable
 from bcs.http.identity import Scope
 from bcs.http.problems import Kind, Problem, fault, overloaded, problem_of, too_many_requests
 from bcs.http.routes.batches import no_archive
+from bcs.wire import topics
 from tests.support.events import phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Answer, Orchestrator, RunningService, running_service
@@ -101,6 +102,13 @@ CALLS = (
     ),
     Call(name="showActors", path=f"{_V1}/actors"),
     Call(name="killActor", method="POST", path=f"{_V1}/actors/{{name}}/kill", at={"name": "publisher"}),
+    Call(name="listDeadLetters", path=f"{_V1}/dead-letters", query={"reason": "not_json", "limit": "5"}),
+    Call(
+        name="replayDeadLetters",
+        method="POST",
+        path=f"{_V1}/dead-letters/replay",
+        body={"dead_letters": [f"{topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED)}/2/0"]},
+    ),
     Call(name="showPage", path="/ui"),
     Call(name="showPageFile", path="/ui/{file}", at={"file": "page.js"}),
     Call(name="showPageFile", path="/ui/{file}", at={"file": "page.css"}),
@@ -172,6 +180,8 @@ async def _make_known(service: RunningService, platform: Platform, caller: Orche
     await platform.send(*(spellchecked(BATCH, essay) for essay in essays[:2]), spellchecked(BATCH, essays[2], "failed"))
     await platform.send(phase_outcome(BATCH, "nlp", essays[:1], essays[1:2]))
 
+    await platform.send_raw((topics.SPELLCHECK_COMPLETED, b"essay-4", b"not JSON"))
+
     async def known() -> bool:
         phases = (await caller.get(f"{_V1}/batches/{BATCH}")).json.get("phases", [])
         counted = {phase["phase"]: phase["completed"] + phase["failed"] for phase in phases}
@@ -180,7 +190,12 @@ async def _make_known(service: RunningService, platform: Platform, caller: Orche
     async def other_known() -> bool:
         return (await caller.get(f"{_V1}/batches/{ERASED}")).status == 200
 
+    async def dead_letter_known() -> bool:
+        letters = (await caller.get(f"{_V1}/dead-letters")).json.get("dead_letters", [])
+        return bool(letters)
+
     await wait_until(known)
+    await wait_until(dead_letter_known)
     await wait_until(other_known)
     await wait_until(lambda: platform.caught_up(service.group))
 

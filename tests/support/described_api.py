@@ -15,11 +15,16 @@ from bcs.http.found_batches import encode_cursor
 from bcs.http.openapi import BEARER, CERTIFICATE
 from bcs.storage.batch_index import Place
 from bcs.usecases.find_batches import Cursor
+from bcs.wire import topics
+from tests.support.tiers import IN_FULL
 
 _PROGRAM = "tests.support.schemathesis_run"
 # The bodies of requests: callers may send fields that BCS does not read.
 _BODIES = frozenset(
-    {"DefinePipeline", "BatchMetadata", "CompletePhase", "InvalidatedPhases", "PlanPipelines", "SelectedBatches"}
+    {
+        *("DefinePipeline", "BatchMetadata", "CompletePhase", "InvalidatedPhases", "PlanPipelines"),
+        *("ReplayedDeadLetters", "SelectedBatches"),
+    }
 )
 # What a valid request may be answered, besides 503: the batch or the pipeline is unknown, the batch was
 # erased, or the report can't count.
@@ -49,7 +54,9 @@ _OPTIONS_OF_PLAN = {
 }
 
 
-UNTRIED = frozenset({"/internal/v1/ui/events"})
+# Each of these asks Kafka, which takes a second.
+_SLOW = () if IN_FULL else ("/internal/v1/dead-letters", "/internal/v1/dead-letters/replay")
+UNTRIED = frozenset({"/internal/v1/ui/events", *_SLOW})
 """The paths that are not tried: a stream has no end, and tests/integration/test_ui.py reads it."""
 
 
@@ -113,6 +120,8 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
         if "properties" in schema and name not in _BODIES:
             schema["additionalProperties"] = False
     schemas["CompletePhase"]["properties"]["phase_name"] = {"enum": [*names.phases]}
+    replayed = schemas["ReplayedDeadLetters"]["properties"]["dead_letters"]
+    replayed["items"] = {"enum": [f"{topic}/0/999999" for topic in topics.DEAD_LETTERS]}
     invalidated = schemas["InvalidatedPhases"]["properties"]
     invalidated["phases"]["items"] = {"enum": [*names.phases]}
     [essays] = [one for one in invalidated["essays"]["anyOf"] if "items" in one]

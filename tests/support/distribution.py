@@ -23,6 +23,8 @@ _WORKERS = 3
 # What takes long and waits much comes first, so that the workers come to their ends together. While tests/chaos is
 # played, Apache Kafka is fetched for tests/kafka.
 _FIRST = ("chaos", "kafka", "e2e", "integration", "surface", "property", "supervision", "unit")
+# A test that runs alone waits for those of all other workers, who wait for it, too: so it comes when tests are short.
+_SHORT_FROM = "supervision"
 # One worker has all of these, so that one Apache Kafka serves them.
 _ONE_UNIT = "tests/kafka/"
 _LOCKS = pytest.StashKey[str]()
@@ -75,7 +77,8 @@ def share_compiling(config: pytest.Config) -> None:
 def order(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the directories into the order in which workers should begin them."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: _rank(item.path))
+        alone = {item.path for item in items if item.get_closest_marker("serial")}
+        items.sort(key=lambda item: _FIRST.index(_SHORT_FROM) if item.path in alone else _rank(item.path))
 
 
 def _rank(path: Path) -> int:

@@ -77,6 +77,7 @@ class FailoverLoad:
             if essays == ESSAYS:
                 self.completed_at[batch] = time.monotonic()
             await self.platform.send(spellchecked(batch, essays[0]))
+            # Events come evenly.
             await anyio.sleep(_PAUSE_SECONDS)
 
     async def _ask(self, replica: RunningService, number: int) -> None:
@@ -88,6 +89,7 @@ class FailoverLoad:
                     began_at, watch = time.monotonic(), Stopwatch()
                     answer = await orchestrator.define(batch)
                     self.asked.append(Asked(batch, began_at, time.monotonic(), watch.seconds, answer))
+                # Callers who never pause would measure the machine.
                 await anyio.sleep(_PAUSE_SECONDS)
 
     def refused_after(self, moment: float) -> list[Asked]:

@@ -1,4 +1,4 @@
-"""``bcs`` as a process that is forked from one which has already imported everything.
+"""``bcs``, or another program on its modules, as a process that is forked from one which has imported everything.
 
 Such a process has what a started one has: arguments, environment, outputs, signals, an exit code. Only the imports,
 which are most of what a short command costs, are paid once. That the installed command starts is tested apart.
@@ -14,16 +14,24 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import bcs
 
 _EXECUTABLE_MODULES = ("bcs.__main__", "bcs.storage.postgres.migrations.env")
 
 
+def bcs_command() -> None:
+    """What the command ``bcs`` does."""
+    from bcs.cli.main import main
+
+    main()
+
+
 class ForkedProcess:
-    """One ``bcs``, with those methods of :class:`subprocess.Popen` that the tests use.
+    """One process, with those methods of :class:`subprocess.Popen` that the tests use.
 
     It ends with the process that runs the tests, unless that is killed.
 
@@ -31,14 +39,21 @@ class ForkedProcess:
     :param stdin: a file to read from.
     :param stdout: a file, or a terminal.
     :param stderr: the same.
+    :param program: a function of a module, which takes the place of ``bcs``.
     """
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], *, stdin: Path, stdout: Path, stderr: Path
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        stdin: Path,
+        stdout: Path,
+        stderr: Path,
+        program: Callable[[], None] = bcs_command,
     ) -> None:
-        self._process = _CONTEXT.Process(
-            target=_run, args=(list(arguments), dict(environment), stdin, stdout, stderr), daemon=True
-        )
+        given = (list(arguments), dict(environment), stdin, stdout, stderr, program)
+        self._process = _CONTEXT.Process(target=_run, args=given, daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -72,7 +87,21 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(arguments: list[str], environment: dict[str, str], stdin: Path, stdout: Path, stderr: Path) -> None:
+def made_fifo(path: Path) -> TextIO:
+    """Make a pipe with a name, for the input of a process that waits for a word; the end to write to."""
+    os.mkfifo(path)
+    # Opened for both, or the opening would wait for the process.
+    return os.fdopen(os.open(path, os.O_RDWR), "w")
+
+
+def _run(
+    arguments: list[str],
+    environment: dict[str, str],
+    stdin: Path,
+    stdout: Path,
+    stderr: Path,
+    program: Callable[[], None],
+) -> None:
     """What the forked process does."""
     flags = (os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND)
     for descriptor, (path, how) in enumerate(zip((stdin, stdout, stderr), flags, strict=True)):
@@ -92,10 +121,8 @@ def _run(arguments: list[str], environment: dict[str, str], stdin: Path, stdout:
     if environment.get("PYTHONWARNINGS") == "error":
         warnings.resetwarnings()
         warnings.simplefilter("error")
-    from bcs.cli.main import main
-
     try:
-        main()
+        program()
     finally:
         atexit._run_exitfuncs()  # multiprocessing ends its processes without them
 

@@ -81,6 +81,7 @@ class Collector:
     async def _take(self, request: web.Request) -> web.Response:
         self.requests += 1
         body = await request.read()
+        # A collector that is slow.
         await anyio.sleep(self.delay_seconds)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             instance = _values(resource.resource.attributes)["service.instance.id"]

@@ -33,7 +33,7 @@ from bcs.observability.tracer_factory import open_tracer
 from bcs.observability.tracing import Tracer
 from bcs.runtime.tree import Service
 from bcs.supervision import Snapshot
-from tests.support.forked import ForkedProcess
+from tests.support.forked import ForkedProcess, bcs_command
 from tests.support.ports import held_port
 from tests.support.tiers import IN_FULL
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
@@ -262,6 +262,7 @@ class BcsProcess:
     :param forked: true: from a process that has imported everything, as at a commit; else the installed command is
         started, which takes more than a second of CPU. An object to mypy, as the settings beside it are.
     :param command: the words of what runs instead of the installed command; an object for the same reason.
+    :param program: a function that is forked in the place of ``bcs``, see `ForkedProcess`; the same.
     :param environment: `BCS_*` variables; of this process's own environment it gets none of them.
     """
 
@@ -273,6 +274,7 @@ class BcsProcess:
         *arguments: str,
         forked: object = not IN_FULL,
         command: object = (),
+        program: object = None,
         **environment: object,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -281,9 +283,14 @@ class BcsProcess:
         variables = {**inherited, "PYTHONWARNINGS": "error", **self.environment}
         self.output, self.log = directory / "stdout", directory / "stderr"
         with self.output.open("wb") as output, self.log.open("wb") as log:
-            if forked and not command:
+            if program or (forked and not command):
                 self.process = ForkedProcess(
-                    arguments, variables, stdin=Path(os.devnull), stdout=self.output, stderr=self.log
+                    arguments,
+                    variables,
+                    stdin=Path(os.devnull),
+                    stdout=self.output,
+                    stderr=self.log,
+                    program=cast("Callable[[], None]", program or bcs_command),
                 )
                 return
             self.process = subprocess.Popen(

@@ -33,6 +33,7 @@ async def watched(service: RunningService) -> AsyncIterator[Stalls]:
     async def watch() -> None:
         while True:
             began, worked = time.perf_counter(), time.thread_time()
+            # The measure itself: how much later than asked for it comes back.
             await anyio.sleep(_BEAT_SECONDS)
             stalls.seconds = max(stalls.seconds, time.perf_counter() - began - _BEAT_SECONDS)
             stalls.busy_seconds = max(stalls.busy_seconds, time.thread_time() - worked)

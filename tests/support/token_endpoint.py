@@ -29,6 +29,7 @@ class TokenEndpoint:
         login = base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")).decode()
         self.requests.append((login, {name: str(value) for name, value in (await request.post()).items()}))
         if self.answer is None:
+            # Longer than any client waits.
             await asyncio.sleep(60)
         if isinstance(self.answer, bytes):
             return web.Response(body=self.answer, status=self.status)

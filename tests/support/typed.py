@@ -63,6 +63,7 @@ class TypedShell:
                 return output
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{command}: exit code {done.exit_code}\n{output}")
+            # A reader of the page would try again, too.
             time.sleep(_POLL_SECONDS)
 
 

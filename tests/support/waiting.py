@@ -60,8 +60,8 @@ async def wait_until(
             waited = time.monotonic() - began
             if waited > timeout_seconds:
                 break
-            # An event would be better than polling, but what is observed here lives outside of this process.
             pause = min(waited * _POLL_OF_WAITED, _LONGEST_POLL_SECONDS)
+            # An event would be better than polling, but what is observed here lives outside of this process.
             await anyio.sleep(max(pause, _SHORTEST_POLL_SECONDS))
     raise AssertionError(f"not within {timeout_seconds} s: {description or _source(condition)}; last: {last!r}")
 

@@ -83,6 +83,7 @@ class _Gate:
     async def reach(self, point: FailPoint, _: str) -> None:
         """See `Reach`. The gate is closed and opened in another thread, which has no event for this one."""
         while self._closed and point is FailPoint.PUBLISHER_LEASED:  # noqa: ASYNC110
+            # Another thread opens the gate, and has no event for this one.
             await anyio.sleep(0.01)
 
 

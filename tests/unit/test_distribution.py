@@ -59,11 +59,19 @@ def test_without_workers_nothing_is_locked(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_workers_begin_with_what_takes_long() -> None:
-    paths = [Path(f"tests/{name}/test_it.py") for name in ("unit", "chaos", "integration", "kafka")]
-    items: list[Any] = [SimpleNamespace(path=path) for path in paths]
+def test_workers_begin_with_what_takes_long_and_run_tests_alone_when_the_others_are_short() -> None:
+    items: list[Any] = [
+        SimpleNamespace(path=Path(f"tests/{name}"), get_closest_marker=lambda _, name=name: "alone" in name or None)
+        for name in ("unit/a", "chaos/alone", "chaos/a", "integration/a", "kafka/a")
+    ]
     order(cast("pytest.Config", SimpleNamespace(workerinput={})), items)
-    assert [one.path.parts[1] for one in items] == ["chaos", "kafka", "integration", "unit"]
+    assert [str(one.path) for one in items] == [
+        "tests/chaos/a",
+        "tests/kafka/a",
+        "tests/integration/a",
+        "tests/chaos/alone",
+        "tests/unit/a",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 import bcs
 
 ROOT = Path(bcs.__file__).parent
+TESTS = Path(__file__).parents[1]
 LOOSE = {"__init__.py", "__main__.py", "errors.py", "py.typed"}
 MOST_POSITIONAL = 5
 # Whose constructor is not ours.
@@ -94,3 +97,20 @@ def test_no_constructor_takes_more_than_five_arguments_without_their_names() -> 
             long.append(f"{each.__module__}.{each.__name__}: {len(positional)}")
     assert seen > 150
     assert long == []
+
+
+# A turn of the loop is no wait; the program of a child process is text.
+WAITS = re.compile(r"\bsleep\((?!0\))(?!60\)\"\])")
+
+
+def test_each_sleep_of_a_test_has_its_reason() -> None:
+    """In a comment beside it or above it; those of tests/supervision are on a clock that jumps."""
+    unexplained = []
+    for file in sorted(TESTS.rglob("*.py")):
+        lines = file.read_text().splitlines()
+        unexplained += [
+            f"{file.relative_to(TESTS)}: {line.strip()}"
+            for above, line in pairwise(["", *lines])
+            if WAITS.search(line) and "def " not in line and "#" not in line and not above.lstrip().startswith("#")
+        ]
+    assert [line for line in unexplained if not line.startswith("supervision/")] == []

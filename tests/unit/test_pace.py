@@ -116,6 +116,7 @@ def busy(turns: int, note: Callable[[], None] = lambda: None) -> Sliced[int]:
     """A calculation that takes so many turns."""
     for _ in range(turns):
         note()
+        # What holds the loop up: work that lets nobody in.
         time.sleep(TURN_SECONDS)
         yield
     return turns

@@ -19,6 +19,7 @@ from bcs.http.explanations import answer_with_options, encoding_explained
 from bcs.http.identity import Scope
 from bcs.http.lines import NDJSON, LinesResponse
 from bcs.http.parameters import BATCHES, PIPELINES, ExplainQuery, explained_essays_path, parse_query, parse_segment
+from bcs.http.plan_answers import PlanBroken, PlanEnd, PlannedBatch, UnplannedBatch
 from bcs.http.plan_requests import PlanPipelines
 from bcs.http.plans import PlanLines
 from bcs.http.replies import reply_encoded
@@ -91,6 +92,7 @@ class ExplanationHandlers:
             group=Group.PIPELINES,
             summary="Say which phases of a pipeline many batches would still need, without any effect: a line for each",
             answers={HTTPStatus.OK: NDJSON},
+            lines=(PlannedBatch, UnplannedBatch, PlanEnd, PlanBroken),
             problems=("unknown-pipeline", "unavailable"),
             scope=Scope.READ,
             body=PlanPipelines,

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from bcs.domain.facts import Outcome
 from bcs.domain.resolution import Resolution
-from bcs.errors import BcsError, RequestRefused
+from bcs.errors import BcsError, ReplayFailed, RequestRefused
 from bcs.http import answers
 from bcs.http.bodies import BODY
 from bcs.http.documents import extent_of
@@ -50,9 +50,9 @@ from bcs.storage.pace import paced
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
-from bcs.wire.dead_letters.decode import position_in
+from bcs.wire.dead_letters.decode import DeadLetter, position_in
 from bcs.wire.dead_letters.encode import FAILURES, FIRST_FAILURE
-from bcs.wire.tracing import TRACEPARENT, TRACESTATE
+from bcs.wire.tracing import TRACEPARENT, TRACESTATE, TraceContext
 
 DEFINITIONS_ANSWERED = {
     DEFINITIONS_HEADER: "The version of the pipeline file, if it has one, and the hash of its content, with a blank "
@@ -161,6 +161,49 @@ class PipelineHandlers:
             extent = extent_of(None, USUAL_ESSAYS, page_bytes=self.page_bytes, phases=len(resolution.decisions))
             next_after = partial(explained_essays_path, body.batch_id, body.requested_pipeline, USUAL_ESSAYS)
         return reply_encoded(await paced(encoding_explained(answer, explanation, extent, next_after)), headers=headers)
+
+    async def resolve_again(
+        self, dead_letter: DeadLetter, raw: bytes, trace: TraceContext | None, *, caller: str, quota_of: str
+    ) -> None:
+        """Answer the request of a dead letter again.
+
+        If it fails again, a new dead letter continues the count of failures, and this one counts as replayed.
+
+        :param raw: the body of the request.
+        :param trace: the context of the replay.
+        :param caller: who replays, for the history.
+        :raises ReplayFailed: there is no answer, and no new dead letter.
+        """
+        where = str(dead_letter.position)
+        try:
+            body = parse_body(DefinePipeline, raw).body
+        except InvalidBody as error:
+            raise ReplayFailed(where, f"the request is not valid: {error}") from error
+        command = ResolvePipeline(
+            batch_id=body.batch_id,
+            pipeline=body.requested_pipeline,
+            correlation_id=body.correlation_id,
+            prompt_attached=body.batch_metadata.prompt_attached if body.batch_metadata else None,
+            caller=caller,
+            quota_of=quota_of,
+            trace=trace,
+            replay_of=dead_letter.position,
+            options=body.options(),
+        )
+        try:
+            await self.resolver.resolve(command)
+        except BcsError as error:
+            original = OriginalRequest(
+                body=raw,
+                used_fields=lambda: body.model_dump_json(exclude_none=True).encode(),
+                failures=(
+                    (FAILURES, str(dead_letter.failures).encode()),
+                    (FIRST_FAILURE, dead_letter.first_failure.encode()),
+                ),
+            )
+            fails_again = not error.retryable and not isinstance(error, RequestRefused)
+            if not (fails_again and await self.resolver.store_failure(command, error, original)):
+                raise ReplayFailed(where, str(error)) from error
 
     @serves(
         Route(

@@ -24,9 +24,11 @@ export class BatchView {
   }
 
   async fill() {
-    const { standing: box, pipeline } = this.parts;
+    const { parts } = this;
+    const { standing: box, pipeline } = parts;
     try {
       const [batch, defined] = await Promise.all([get(`batches/${segment(this.id)}`, { limit: "20" }), pipelines()]);
+      if (parts !== this.parts) return; // another batch is shown by now
       this.batch = batch;
       this.defined = defined;
       this.showStanding(box);
@@ -131,7 +133,7 @@ export class BatchView {
       more.disabled = false;
       more.onclick = () => page(found.next).catch((error) => box.append(problemBox(error)));
     };
-    box.replaceChildren(h("h2", {}, "History"), "Reading…");
+    if (!box.childElementCount) box.replaceChildren(h("h2", {}, "History"), "Reading…");
     try {
       await page(`batches/${segment(this.id)}/history`);
       box.replaceChildren(h("h2", {}, "History"), list.childElementCount ? list : h("p", {}, "There is no entry."), h("div", { class: "actions" }, more));
@@ -186,6 +188,8 @@ export class BatchView {
       after: (found) => {
         this.answer.replaceChildren(h("p", { class: "notice", role: "status" }, `Resolved with force: ${found.final_pipeline.join(", ") || "nothing"} to run.`), ...this.resolution(pipeline, found));
         this.refreshHistory();
+        // The archive writes the entry a moment after the answer.
+        setTimeout(() => this.refreshHistory(), 2000);
       },
     });
   }
@@ -206,7 +210,10 @@ export class BatchView {
       describe: (found) => [h("h2", {}, "What would happen"), h("ul", { class: "plain" }, found.phases.map((each) =>
         h("li", {}, `${each.phase}: ${number(each.completed)} completions and ${number(each.failed)} failures would no longer count${each.report ? ", nor would the phase report" : ""}.`))),
       h("p", {}, found.no_longer_complete.length ? `No longer complete: ${found.no_longer_complete.join(", ")}.` : "No phase would change from complete to not complete.")],
-      after: () => this.fill(),
+      after: () => {
+        this.fill();
+        setTimeout(() => this.refreshHistory(), 2000);
+      },
     });
   }
 }

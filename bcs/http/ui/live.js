@@ -85,9 +85,10 @@ export class LiveView {
     const { version, hash, problem } = health.definitions;
     this.health.replaceChildren(
       h("p", {}, state(HEALTH[health.status], words(health.status)), `: ${health.message}`),
-      h("ul", { class: "plain" }, dependencies, waits, credentials,
+      h("ul", { class: "row" }, dependencies,
         h("li", {}, `pipelines: ${version ? `version ${version}, ` : ""}hash ${hash}, loaded `, time(health.definitions.loaded_at),
-          problem ? state("warn", ` ${problem}`) : "")));
+          problem ? state("warn", ` ${problem}`) : "")),
+      ...(waits.length + credentials.length ? [h("ul", { class: "plain" }, waits, credentials)] : []));
   }
 
   showTree(root) {

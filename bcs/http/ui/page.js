@@ -3,6 +3,7 @@
 import { announce, ask, h, setText } from "./dom.js";
 import { BatchView } from "./batch.js";
 import { BatchesView } from "./batches.js";
+import { DeadLettersView } from "./dead_letters.js";
 import { LiveView } from "./live.js";
 import { PipelinesView } from "./pipelines.js";
 import { hasToken, setToken, Stream } from "./service.js";
@@ -17,8 +18,9 @@ const session = { process: null, scopes: [], archive: null, kills: false, caller
   } };
 
 const live = new LiveView(session);
-const views = { live, pipelines: new PipelinesView(), batches: new BatchesView(), batch: new BatchView(session) };
-const names = { "": "live", pipelines: "pipelines", batches: "batches" };
+const views = { live, pipelines: new PipelinesView(), batches: new BatchesView(), batch: new BatchView(session),
+  "dead-letters": new DeadLettersView(session) };
+const names = { "": "live", pipelines: "pipelines", batches: "batches", "dead-letters": "dead-letters" };
 let current = null;
 
 function route(moveFocus) {

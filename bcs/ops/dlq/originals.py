@@ -17,7 +17,7 @@ from bcs.http.requests import DEAD_LETTER_WRITTEN, FAILURES_HEADER, FIRST_FAILUR
 from bcs.kafka.broker_errors import TOO_LARGE
 from bcs.kafka.causes import cause_of
 from bcs.ops.dlq.reading import DeadLetterReader
-from bcs.ops.operators import operator, user_agent
+from bcs.ops.operators import user_agent
 from bcs.supervision.errors import describe
 from bcs.wire.dead_letters.decode import DeadLetter
 from bcs.wire.dead_letters.encode import (
@@ -85,13 +85,14 @@ async def original_of(dead_letter: DeadLetter, source: DeadLetterReader) -> Orig
 
 
 async def republish(
-    producer: AIOKafkaProducer, dead_letter: DeadLetter, original: Original, *, as_new: bool = False
+    producer: AIOKafkaProducer, dead_letter: DeadLetter, original: Original, *, by: str, as_new: bool = False
 ) -> asyncio.Future[object]:
     """Give an original to the producer, for its source partition and with its own time.
 
     The time may order the original among other facts, so the time must not change. If the original fails again, the new
     dead letter continues the count of failures.
 
+    :param by: who replays.
     :param as_new: the Kafka record gets the present time, for a topic that refuses old times. A header has the time of
         the original.
     :returns: the future acknowledgement. If the original is too large for the producer, this future has failed.
@@ -102,7 +103,7 @@ async def republish(
         (FAILURES, str(dead_letter.failures).encode()),
         (FIRST_FAILURE, dead_letter.first_failure.encode()),
         (REPLAYED_FROM, str(dead_letter.position).encode()),
-        (REPLAYED_BY, operator().encode(errors="replace")),
+        (REPLAYED_BY, by.encode(errors="replace")),
     ]
     topic, partition, time_ms = dead_letter.source_topic, dead_letter.source_partition, original.timestamp_ms
     if time_ms is not None and time_ms >= 0:
@@ -131,7 +132,7 @@ async def republish(
     return acknowledgement
 
 
-async def republish_alone(producer: AIOKafkaProducer, dead_letter: DeadLetter, original: Original) -> None:
+async def republish_alone(producer: AIOKafkaProducer, dead_letter: DeadLetter, original: Original, *, by: str) -> None:
     """Republish an original in a batch of its own, and wait for the acknowledgement.
 
     :param producer: must not be idempotent, because a refusal would break the sequence of an idempotent producer.
@@ -139,9 +140,9 @@ async def republish_alone(producer: AIOKafkaProducer, dead_letter: DeadLetter, o
     :raises KafkaError: the broker refuses the original, or does not answer.
     """
     try:
-        await (await republish(producer, dead_letter, original))
+        await (await republish(producer, dead_letter, original, by=by))
     except InvalidTimestampError:
-        await (await republish(producer, dead_letter, original, as_new=True))
+        await (await republish(producer, dead_letter, original, by=by, as_new=True))
 
 
 async def resolve_again(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import starmap
@@ -115,13 +115,16 @@ class DeadLetterReader:
         self._admin = admin
         self._timeout_seconds = request_timeout_seconds
 
-    async def index(self, topics: Collection[str]) -> DeadLetterIndex:
+    async def index(
+        self, topics: Collection[str], since: Mapping[TopicPartition, int] | None = None
+    ) -> DeadLetterIndex:
         """Read the topics once, and index all records.
 
+        :param since: see `records`.
         :raises KafkaUnavailable: Kafka does not answer.
         """
         found = DeadLetterIndex()
-        async for record in self.records(topics):
+        async for record in self.records(topics, since):
             found.take(record)
         found.stalled = self.stalled
         found.total = len(found.dead_letters) + len(found.unreadable)
@@ -132,12 +135,15 @@ class DeadLetterReader:
         """The partitions that can't be read to their ends."""
         return tuple(starmap(_stalled, sorted(self._consumer.stalled.items())))
 
-    async def records(self, topics: Collection[str]) -> AsyncIterator[ConsumerRecord]:
+    async def records(
+        self, topics: Collection[str], since: Mapping[TopicPartition, int] | None = None
+    ) -> AsyncIterator[ConsumerRecord]:
         """All readable records of these topics, each partition in its order.
 
+        :param since: only these partitions, each from this offset on; None for all partitions from their beginnings.
         :raises KafkaUnavailable: Kafka does not answer.
         """
-        partitions = await self.partitions(topics)
+        partitions = [key for key in await self.partitions(topics) if since is None or key in since]
         if not partitions:
             return
         with kafka_answers():
@@ -145,13 +151,15 @@ class DeadLetterReader:
                 self._consumer.assign(partitions)
                 first = await self._consumer.beginning_offsets(partitions)
                 ends = await self._consumer.end_offsets(partitions)
+            if since is not None:
+                first = {key: max(offset, since[key]) for key, offset in first.items()}
             # Empty partitions are left out, because a poll of an empty partition waits for its full time.
             ends = {key: end for key, end in ends.items() if first[key] < end}
             if not ends:
                 return
             self._consumer.assign(list(ends))
-            with anyio.fail_after(self._timeout_seconds):
-                await self._consumer.seek_to_beginning(*ends)
+            for key in ends:
+                self._consumer.seek(key, first[key])
         last_progress_at = anyio.current_time()
         reached = False
         while True:
@@ -174,6 +182,50 @@ class DeadLetterReader:
             elif anyio.current_time() > last_progress_at + self._timeout_seconds:
                 # aiokafka itself would wait forever for a broker.
                 raise KafkaUnavailable(f"no message arrived for {self._timeout_seconds:g} s, although there are more")
+
+    async def extent(self, topics: Collection[str]) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        """The first offset of each partition of the existing topics, and the offset behind its last record.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        """
+        partitions = await self.partitions(topics)
+        if not partitions:
+            return {}, {}
+        with kafka_answers(), anyio.fail_after(self._timeout_seconds):
+            self._consumer.assign(partitions)
+            return await self._consumer.beginning_offsets(partitions), await self._consumer.end_offsets(partitions)
+
+    async def between(
+        self, ranges: Mapping[TopicPartition, tuple[int, int]], *, most_bytes: int, to_present_end: bool
+    ) -> list[ConsumerRecord] | None:
+        """The readable records of parts of partitions, each partition in its order.
+
+        :param ranges: the first offset of each part, and the offset behind it.
+        :param to_present_end: also take what lies behind, because the embedded broker reports some ends that are too
+            low.
+        :returns: None if the values have more bytes.
+        :raises KafkaUnavailable: Kafka does not answer.
+        """
+        found: list[ConsumerRecord] = []
+        with kafka_answers():
+            self._consumer.assign(list(ranges))
+            for key, (begin, _) in ranges.items():
+                self._consumer.seek(key, begin)
+            reached = False
+            while True:
+                polled = await self._consumer.getmany(timeout_ms=_POLL_MS)
+                for key, records in polled.items():
+                    found += [one for one in records if to_present_end or one.offset < ranges[key][1]]
+                if sum(len(record.value or b"") for record in found) > most_bytes:
+                    return None
+                if reached:
+                    return found
+                stalled = self._consumer.stalled
+                reached = all(
+                    [key in stalled or await self._consumer.position(key) >= end for key, (_, end) in ranges.items()]
+                )
+                if reached and not to_present_end:
+                    return found
 
     async def record_at(self, topic: str, partition: int, offset: int) -> ConsumerRecord | None:
         """The record at a position; None if the record no longer exists.

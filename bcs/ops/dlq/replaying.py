@@ -11,13 +11,12 @@ alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-import aiohttp
 import anyio
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from bcs.actors.spans import BATCH_ID, KAFKA
@@ -27,7 +26,7 @@ from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
 from bcs.kafka.clients import KafkaClients
 from bcs.observability.tracing import NO_TRACER, Span, SpanDescription, SpanKind, Tracer
-from bcs.ops.dlq.originals import Original, original_of, republish, republish_alone, resolve_again
+from bcs.ops.dlq.originals import Original, original_of, republish, republish_alone
 from bcs.ops.dlq.reading import DeadLetterReader, dead_letter_of, kafka_answers, position_of
 from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, replay_marker_key
 from bcs.wire.dead_letters.encode import TRACE
@@ -68,9 +67,11 @@ class Replayer:
 
     :param dead_letters: reads the dead letters.
     :param source: reads originals that a dead letter does not contain.
-    :param url: the URL of the running service, for failed resolutions.
+    :param resolve: asks the service again for a failed resolution, with its original and the context of its replay;
+        raises `ReplayFailed`.
     :param rate: how many dead letters in a second at most; None for no limit.
     :param notify: called with the result of each dead letter.
+    :param by: who replays, for the header of the originals.
     :param tracer: begins a span for each dead letter.
     """
 
@@ -79,23 +80,23 @@ class Replayer:
         dead_letters: DeadLetterReader,
         source: DeadLetterReader,
         producer: AIOKafkaProducer,
-        session: aiohttp.ClientSession,
         *,
-        url: str,
+        resolve: Callable[[DeadLetter, Original, TraceContext | None], Awaitable[None]],
         rate: float | None,
         settings: Settings,
         notify: Callable[[Replayed], None],
+        by: str,
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self._dead_letters = dead_letters
         self._source = source
         self._producer = producer
-        self._session = session
-        self._url = url
+        self._resolve = resolve
         self._rate = rate
         self._notify = notify
         self._settings = settings
         self._tracer = tracer
+        self._by = by
         self._unwritable: dict[str, str] = {}
         self._started_at: float | None = None
         self._started = 0
@@ -110,7 +111,11 @@ class Replayer:
         group: list[DeadLetter] = []
         size, most = 0, _GROUP if self._rate is None else min(_GROUP, max(1, int(self._rate)))
         left = len(wanted)
-        async for record in self._dead_letters.records({position.topic for position in wanted}):
+        since: dict[TopicPartition, int] = {}
+        for each in wanted:
+            key = TopicPartition(each.topic, each.partition)
+            since[key] = min(each.offset, since.get(key, each.offset))
+        async for record in self._dead_letters.records({key.topic for key in since}, since):
             if position_of(record) not in wanted:
                 continue
             dead_letter = dead_letter_of(record)
@@ -180,10 +185,10 @@ class Replayer:
         if trace is not None:
             original = replace(original, headers=(*original.headers, (TRACE, trace.traceparent.encode())))
         if dead_letter.is_resolution:
-            await resolve_again(self._session, self._url, dead_letter, original, trace)
+            await self._resolve(dead_letter, original, trace)
             return _Sent(dead_letter, original, None)
         try:
-            return _Sent(dead_letter, original, await republish(self._producer, dead_letter, original))
+            return _Sent(dead_letter, original, await republish(self._producer, dead_letter, original, by=self._by))
         except ReplayFailed as error:
             # A failed lookup of a topic takes until a deadline, so each topic is looked up only once.
             self._unwritable[dead_letter.source_topic] = error.problem
@@ -196,7 +201,7 @@ class Replayer:
             async with operators_producer(self._settings, each_alone=True) as producer:
                 for sent in refused:
                     try:
-                        await republish_alone(producer, sent.dead_letter, sent.original)
+                        await republish_alone(producer, sent.dead_letter, sent.original, by=self._by)
                     except DeadLetterError as error:
                         results.append(Replayed(sent.dead_letter, error.problem))
                     except (KafkaError, OSError) as error:

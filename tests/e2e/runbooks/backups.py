@@ -63,7 +63,12 @@ async def _restore(site: Site, page: Transcript) -> None:
     await page.run("postgresql", restore, exit_code=0)
     await page.run("postgresql", "bcs batches history b2", "is unknown", exit_code=1)
     await page.run("rebuild", "bcs db rebuild", "facts of 2 batches are in the archive", exit_code=0)
-    await page.run("over", "bcs batches history b2 --limit 1", "spellcheck completed", exit_code=0)
+    await page.run(
+        "over",
+        "bcs batches history b2 --type SpellcheckPhaseCompletedV1 --limit 1",
+        "spellcheck completed",
+        exit_code=0,
+    )
     await page.run("over", PROBLEMS, " 0 failed", exit_code=0)
     async with Redis.from_url(f"redis://{site.redis.address}") as redis:
         await redis.flushall()

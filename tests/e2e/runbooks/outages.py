@@ -92,7 +92,9 @@ async def _postgresql(site: Site, page: Transcript) -> None:
     await page.run("meanwhile", f"{CURL} http://127.0.0.1:4002/internal/v1/batches/b2/history", "503")
     site.postgres.start()
     await page.run("over", metrics("archive_up|archive_backlog"), r"archive_up.* 1", r"archive_backlog.* 0")
-    await page.run("over", "bcs batches history b2 --limit 2", "SpellcheckPhaseCompletedV1")
+    await page.run(
+        "over", "bcs batches history b2 --type SpellcheckPhaseCompletedV1 --limit 1", "SpellcheckPhaseCompletedV1"
+    )
     await page.run("over", PROBLEMS, " 0 failed", exit_code=0)
 
 

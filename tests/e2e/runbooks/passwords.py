@@ -58,7 +58,12 @@ async def _rotate(site: Site, page: Transcript) -> None:
         await database.execute("ALTER USER bcs_1 NOLOGIN")
         page.note("postgresql", "bcs=> ALTER USER bcs_1 NOLOGIN;")
         await a_spellchecked_batch(site, page, "b2")
-        await page.run("postgresql", "bcs batches history b2 --limit 1", "spellcheck completed", exit_code=0)
+        await page.run(
+            "postgresql",
+            "bcs batches history b2 --type SpellcheckPhaseCompletedV1 --limit 1",
+            "spellcheck completed",
+            exit_code=0,
+        )
 
         callers.write_text(_callers(_OLD_TOKEN, _NEW_TOKEN))
         page.note("token", f"# callers.yaml: tokens: [{_OLD_TOKEN}, {_NEW_TOKEN}]")
