@@ -192,7 +192,7 @@ class Connection(web.RequestHandler):
         # aiohttp drops the bytes after a request for an upgrade that it does not know.
         if self._close or self._crowded or self._refused_body or request._message.upgrade:
             resp.force_close()
-        self._streamed = resp if isinstance(resp, LinesResponse) else None
+        self._streamed = resp if type(resp) is LinesResponse else None
         try:
             sent = await super().finish_response(request, resp, start_time)
         finally:

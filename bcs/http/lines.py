@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, final
 
 import anyio
 from aiohttp import hdrs, web
@@ -34,6 +34,7 @@ class Lines(Protocol):
         ...
 
 
+@final
 class LinesResponse(web.StreamResponse):
     """A response with lines, which go to the caller as they are made.
 

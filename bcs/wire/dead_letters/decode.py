@@ -125,6 +125,8 @@ def read_replay(headers: Headers) -> Replay | None:
 
 def position_in(text: str) -> DeadLetterPosition | None:
     """The position of a dead letter in a text such as `topic/0/15`; None where it has none."""
+    if not text:
+        return None  # the usual case
     topic, _, rest = text.partition("/")
     partition, _, offset = rest.partition("/")
     if topic not in topics.DEAD_LETTERS or not all(_is_number(digits) for digits in (partition, offset)):
