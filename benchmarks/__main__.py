@@ -11,7 +11,7 @@ import anyio
 import structlog
 import typer
 
-from benchmarks import growing, ingesting, large, mixed, remembering, replicas, resolving
+from benchmarks import checking, growing, ingesting, large, mixed, remembering, replicas, resolving
 from benchmarks.chart import draw
 from benchmarks.measured import Measured
 from benchmarks.report import Report, compared
@@ -81,6 +81,8 @@ async def _measure(directory: Path, plan: Plan) -> Report:
     async with built(directory / "embedded", plan.events) as world:
         idle = resident_megabytes(world.service.process.pid)
         rows = await resolving.side_by_side(world, plan.seconds, plan.rounds)
+        checked, of_checks = await checking.measured(world, plan.seconds)
+        rows += checked
         rows += await mixed.measured(world, plan.seconds, plan.rounds)
         rows += await ingesting.measured(world, plan.rounds, plan.events)
         if plan.huge:
@@ -91,6 +93,7 @@ async def _measure(directory: Path, plan: Plan) -> Report:
             "seconds from start to ready": world.start_seconds,
             "MB resident, idle": idle,
             "bytes in Redis for a batch of 30 essays and 5 phases": float(await resolving.bytes_of_a_batch(world)),
+            **of_checks,
         }
         if plan.huge:
             others[f"ms of the longest stall, summary of {plan.huge} essays"] = await large.longest_stall_ms(world)

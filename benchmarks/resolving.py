@@ -10,7 +10,7 @@ from bcs.domain.state import delta_of
 from benchmarks.generator import Load, Order, generate
 from benchmarks.measured import Measured, middle
 from benchmarks.usage import cpu_seconds, per_operation, resident_megabytes
-from benchmarks.world import Server, World, asking_for_tokens, with_settings
+from benchmarks.world import Server, World
 
 CONNECTIONS = 16
 ESSAYS = 30
@@ -77,49 +77,32 @@ async def ask(world: World, path: str, order: Order, *, server: Server | None = 
 
 async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measured]:
     """The floor and the kinds of answers in turns, for all to meet the same weather."""
-    async with asking_for_tokens(world) as (with_tokens, server, token):
-        await with_tokens.know("warm", ESSAYS, spellchecked=False)
-        return await _side_by_side(world, seconds, rounds, server, token)
-
-
-async def _side_by_side(world: World, seconds: float, rounds: int, asking: Server, token: str) -> list[Measured]:
     await world.know("warm", ESSAYS, spellchecked=False)
     await world.know("pruned", ESSAYS, spellchecked=True)
     warm, pruned = body("warm"), body("pruned")
     unknown = body("unknown-{number:12}", correlation_id="bench")
-    rows: list[list[Measured]] = [[] for _ in range(9)]
-    async with with_settings(world, "limited", **_LIMITS) as limited:
-        for turn in range(rounds + 1):
-            took = seconds if turn else seconds / 2
-            measured = [
-                await measure(world, "floor: aiohttp alone", warm, took, server=world.floor),
-                await measure(world, "the load by itself: canned answers", warm, took, server=world.canned),
-                await measure(world, "resolve, warm", warm, took),
-                await measure(world, "resolve, warm, with a token", warm, took, server=asking, token=token),
-                await measure(world, "resolve, warm, with limits for each caller", warm, took, server=limited),
-                await measure(world, "resolve, unknown batch", unknown, took),
-                await _just_written(world, f"written-{turn}", took),
-                await measure(world, "resolve, one phase pruned", pruned, took),
-            ]
-            await world.settled()
-            world.kafka.freeze()
-            try:
-                measured.append(await measure(world, "the same, Kafka away: announced later", pruned, took))
-            finally:
-                world.kafka.thaw()
-            await world.settled()
-            if turn:  # the first one warms up
-                for row, figures in zip(rows, measured, strict=True):
-                    row.append(figures)
+    rows: list[list[Measured]] = [[] for _ in range(7)]
+    for turn in range(rounds + 1):
+        took = seconds if turn else seconds / 2
+        measured = [
+            await measure(world, "floor: aiohttp alone", warm, took, server=world.floor),
+            await measure(world, "the load by itself: canned answers", warm, took, server=world.canned),
+            await measure(world, "resolve, warm", warm, took),
+            await measure(world, "resolve, unknown batch", unknown, took),
+            await _just_written(world, f"written-{turn}", took),
+            await measure(world, "resolve, one phase pruned", pruned, took),
+        ]
+        await world.settled()
+        world.kafka.freeze()
+        try:
+            measured.append(await measure(world, "the same, Kafka away: announced later", pruned, took))
+        finally:
+            world.kafka.thaw()
+        await world.settled()
+        if turn:  # the first one warms up
+            for row, figures in zip(rows, measured, strict=True):
+                row.append(figures)
     return [middle(row) for row in rows]
-
-
-# So high that they refuse nothing.
-_LIMITS = {
-    "BCS_HTTP_MAX_CONNECTIONS_PER_ADDRESS": 1_000,
-    "BCS_HTTP_RATE_PER_SECOND": 1_000_000,
-    "BCS_HTTP_NEW_BATCHES_PER_MINUTE": 1_000_000_000,
-}
 
 
 async def _just_written(world: World, name: str, seconds: float) -> Measured:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import subprocess
 import sys
 import time
@@ -11,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import anyio
 from aiohttp import ClientError
@@ -240,32 +237,6 @@ async def with_settings(world: World, name: str, **settings: object) -> AsyncIte
         await process.answers()
         assert isinstance(process.process, subprocess.Popen)  # noqa: S101 (it is not forked)
         yield Server(process.process, int(process.environment["BCS_HTTP_PORT"]))
-
-
-@asynccontextmanager
-async def asking_for_tokens(world: World) -> AsyncIterator[tuple[World, Server, str]]:
-    """The service once more, which answers nobody without a token.
-
-    :returns: the world with its own batches, its process, and a token.
-    """
-    token, prefix = "a-token-for-the-benchmark-of-64-characters-as-openssl-rand-makes-it", "bench-tokens:"
-    file = world.directory / "callers.json"
-    file.write_text(json.dumps({"callers": [{"name": "bench", "scopes": ["resolve"], "tokens": [token]}]}))
-    law = load_pipelines(None).law(require_registration=False)
-    store = RedisStateStore(world.nodes, law=law, key_prefix=prefix, ttl_seconds=604_800)
-    with replica(
-        world.directory / "asking-for-tokens",
-        world.redis,
-        world.kafka,
-        None,
-        world.events,
-        BCS_REDIS_KEY_PREFIX=prefix,
-        BCS_KAFKA_CONSUMER_GROUP_ID=prefix,
-        BCS_HTTP_TOKENS_FILE=file,
-    ) as service:
-        await service.answers()
-        server = Server(cast("subprocess.Popen[bytes]", service.process), int(service.environment["BCS_HTTP_PORT"]))
-        yield dataclasses.replace(world, store=store), server, token
 
 
 @contextmanager
