@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -158,7 +160,7 @@ class _Runs:
         variables = variables_of(self.settings, port)
         self.env_file.write(variables)
         if self._number > 1:
-            echo(f"BCS is running again, at {base}.")
+            echo(f"BCS is running again, at {base}. Kafka may take about ten seconds to give the partitions back.")
             return
         batch_id = "batch_1"
         _greet(base, self.settings, self.log_file)
@@ -206,11 +208,20 @@ def _print_next_steps(base: str, variables: str, batch_id: str, *, played: bool)
     -H 'Content-Type: application/json' -d '{{"batch_id": "{batch_id}",
     "requested_pipeline": "ai_feedback", "correlation_id": "try-1"}}'
 
-In another terminal, with these variables (or: bcs dev --env-file FILE):
-{indent(variables, "  ")}
+In another terminal, in this folder (or: bcs dev --env-file FILE):
+{indent(_activation() + variables, "  ")}
 {explained}
   bcs events sample BatchEssaysRegistered --batch mine | bcs events send -
 
 {keys}Ctrl-C stops everything.
 """
     )
+
+
+def _activation() -> str:
+    """The line that makes `bcs` known to a new terminal; empty outside a virtual environment."""
+    script = Path(sys.prefix, "bin", "activate")
+    if not script.is_file():
+        return ""
+    here = Path.cwd()
+    return f". {shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))}\n"

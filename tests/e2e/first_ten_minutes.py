@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bcs.devtools.servers.embedded import HOST, free_port
-from tests.e2e.processes import at_a_terminal
+from tests.e2e.processes import command_at_a_terminal
 from tests.support.typed import ESCAPES, TypedShell
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,6 +28,7 @@ _STEP_SECONDS = 60
 _USUAL_PORT = 4002
 _COLUMNS = 80
 _POLL_SECONDS = 0.1
+_CALLER = re.compile(r"\([\w.-]+@[\w.-]+\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,14 @@ class Step:
     :param title: what it is for.
     :param shows: regular expressions, all found in what it prints; until they are, the user types it again. What the
         last one has in a group stands for `LETTER` in later commands.
+    :param note: what the reader should know of it.
     """
 
     title: str
     command: str
     shows: tuple[str, ...]
     exit_code: int = 0
+    note: str = ""
 
 
 STEPS = [
@@ -66,17 +71,29 @@ STEPS = [
     ),
     Step("Why was it pruned?", "bcs batches history mine --limit 1", (r"pruned spellcheck",)),
     Step(
+        "Which events decided that?",
+        "bcs explain mine ai_feedback",
+        (r"spellcheck", r"ai_feedback"),
+    ),
+    Step(
         "What did BCS publish?",
         "bcs events tail --skipped --no-follow --last 1",
         (r"phase skipped: spellcheck of batch\s+mine",),
     ),
     Step(
+        "Ask for spellcheck again although it is complete: force it.",
+        "bcs resolve mine ai_feedback --force spellcheck",
+        (r"spellcheck +run", r"ai_feedback +run"),
+    ),
+    Step("The history keeps that it was forced.", "bcs batches history mine --limit 1", (r"force spellcheck",)),
+    Step(
         "Send an event about a phase that BCS does not know.",
-        "bcs events sample ELSBatchPhaseOutcomeV1 --batch mine --phase grammar > e.json; bcs events send e.json",
+        "bcs events sample ELSBatchPhaseOutcomeV1 --batch mine --phase grammar > /tmp/e.json; "
+        "bcs events send /tmp/e.json",
         (r"unknown_phase: phase_name 'grammar' is not a known phase",),
         exit_code=1,
     ),
-    Step("Send it unchecked, as a real producer would.", "bcs events send --unchecked e.json", (r"key mine",)),
+    Step("Send it unchecked, as a real producer would.", "bcs events send --unchecked /tmp/e.json", (r"key mine",)),
     Step(
         "Find the dead letter.",
         "bcs dlq list --each",
@@ -87,14 +104,18 @@ STEPS = [
     ),
     Step(
         "Mend the cause: define the phase, and press r where `bcs dev` runs.",
-        r"sed -i 's/^pipelines:/  - {name: grammar, requires: [spellcheck]}\n\n&/' pipelines.yaml",
+        r"sed -i 's/^pipelines:/  - {name: grammar, requires: [spellcheck]}\n\n&/' config/pipelines.yaml",
         (),
+        note="`git checkout config/pipelines.yaml` takes it back. `bcs dev` reads this file, unless "
+        "`BCS_PIPELINE_CONFIG_PATH` names another one.",
     ),
     Step("Put the message back.", "bcs dlq replay --all", (r"1 of 1 dead letters? replayed",)),
     Step(
         "Now BCS has applied the event.",
         "bcs batches show mine --phase grammar",
         (r"grammar +complete",),
+        note="After a restart it can take about ten seconds until Kafka gives the partitions back. "
+        "Until then, type the command again.",
     ),
     Step("Does everything work?", "bcs doctor | grep -v ^ok", ()),
 ]
@@ -137,21 +158,30 @@ def play() -> str:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        (directory / "pipelines.yaml").write_text((ROOT / "config" / "pipelines.yaml").read_text())
-        settings = {
-            "BCS_PIPELINE_CONFIG_PATH": str(directory / "pipelines.yaml"),
-            "BCS_HTTP_PORT": _port(),
-            "PYTHONPATH": ROOT,
-        }
-        with at_a_terminal("dev", "--demo", **settings) as (process, descriptor):
+        python = _copy_of_the_clone(directory)
+        settings = {"BCS_HTTP_PORT": _port(), "PYTHONPATH": directory}
+        command = [python, "-m", "bcs", "dev", "--demo"]
+        with command_at_a_terminal(command, settings, directory) as (process, descriptor):
             terminal = Terminal(descriptor)
+            terminal.wait_for("  . .venv/bin/activate\n  export ")
             story = terminal.wait_for("Ctrl-C stops everything.")
             variables = dict(re.findall(r"^  export (BCS_\w+)=(\S+)$", story, re.MULTILINE))
             sections = [_section("The story", begun, f"$ bcs dev --demo\n{story.strip()}")]
-            sections += _steps(begun, terminal, directory, {**variables, "PYTHONPATH": str(ROOT)})
+            sections += _steps(begun, terminal, directory, {**variables, "PYTHONPATH": str(directory)})
             terminal.press("\x03")
             process.wait(_STEP_SECONDS)
     return _document(sections, time.monotonic() - begun)
+
+
+def _copy_of_the_clone(directory: Path) -> str:
+    """Copy what the story runs and changes, and let `.venv` lead to the packages that are installed.
+
+    :returns: the Python of the copy.
+    """
+    for name in ("bcs", "config"):
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / ".venv").symlink_to(sys.prefix)
+    return str(directory / ".venv" / "bin" / "python")
 
 
 def _port() -> int:
@@ -176,12 +206,14 @@ def _steps(begun: float, terminal: Terminal, directory: Path, variables: dict[st
         if step.title.startswith(MENDED):
             terminal.press("r")
             terminal.wait_for("BCS is running again")
-        sections.append(_section(step.title, begun, f"$ {command}\n{output.strip()}".strip()))
+        sections.append(_section(step.title, begun, f"$ {command}\n{output.strip()}".strip(), step.note))
     return sections
 
 
-def _section(title: str, begun: float, transcript: str) -> str:
-    return f"## {title}\n\nAfter {time.monotonic() - begun:.0f} s:\n\n```\n{transcript}\n```\n"
+def _section(title: str, begun: float, transcript: str, note: str = "") -> str:
+    transcript = _CALLER.sub("(elsa@laptop)", transcript)
+    section = f"## {title}\n\nAfter {time.monotonic() - begun:.0f} s:\n\n```\n{transcript}\n```\n"
+    return f"{section}\n{note}\n" if note else section
 
 
 def _document(sections: list[str], seconds: float) -> str:
@@ -190,11 +222,19 @@ def _document(sections: list[str], seconds: float) -> str:
 
 `python -m tests.e2e.first_ten_minutes` runs these commands and writes this file; a test of the release tier
 (`tests/e2e/test_first_ten_minutes.py`) runs them, too. They took {seconds:.0f} seconds on two cores, after the
-README's command that installs BCS (about a minute). `bcs dev --demo` runs in one terminal, with a copy of
-[config/pipelines.yaml](../config/pipelines.yaml) that `BCS_PIPELINE_CONFIG_PATH` names. All other commands run in
-another terminal, with the variables that `bcs dev` prints.
+README's command that installs BCS (about a minute).
+
+`bcs dev --demo` runs in one terminal. All other commands run in a second terminal, in the same folder: type
+`. .venv/bin/activate` there, then paste the `export` lines that `bcs dev` prints. While it runs,
+<http://127.0.0.1:4002/ui> shows everything in a browser.
 """
-    return "\n".join([head, *sections])
+    tail = """\
+## And an alert?
+
+[monitoring.md](monitoring.md#to-try-it-beside-bcs-dev) has the commands that start Prometheus beside `bcs dev`, let
+an alert fire, and find what to do.
+"""
+    return "\n".join([head, *sections, tail])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pty
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,10 +34,24 @@ def children_of(process_id: int) -> set[int]:
 @contextmanager
 def at_a_terminal(*arguments: str, **environment: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """``bcs`` at a terminal of its own, and the other side of that terminal, which does not block."""
+    with command_at_a_terminal([sys.executable, "-m", "bcs", *arguments], environment) as found:
+        yield found
+
+
+@contextmanager
+def command_at_a_terminal(
+    command: Sequence[str], environment: Mapping[str, object], directory: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A command at a terminal of its own, and the other side of that terminal, which does not block.
+
+    :param environment: variables beside ours.
+    :param directory: where the command runs; None: where we do.
+    """
     terminal, inside = pty.openpty()
     os.set_blocking(terminal, False)
     process = subprocess.Popen(
-        [sys.executable, "-m", "bcs", *arguments],
+        command,
+        cwd=directory,
         env={**os.environ, **{name: str(value) for name, value in environment.items()}},
         stdin=inside,
         stdout=inside,

@@ -79,6 +79,21 @@ def test_each_page_section_is_about_an_alert() -> None:
     assert sorted(headings) == sorted(rule["alert"] for rule in ALERTS)
 
 
+@pytest.mark.parametrize("rule", ALERTS, ids=name)
+def test_a_page_section_says_how_long_the_alert_waits(rule: dict[str, Any]) -> None:
+    waits = re.sub(r"m$", "min", rule.get("for", ""))
+    when = re.sub(r"(\d+)(\w+)", r"after \1 \2", waits) or "at once"
+    _, _, section = (ROOT / "docs/runbooks/alerts.md").read_text().partition(f"### {rule['alert']}\n")
+    assert section.partition("\n##")[0].count(f"\n- **Fires**: {when}, {rule['labels']['severity']}.\n") == 1
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=name)
+def test_a_text_shows_a_count_as_a_whole_number(rule: dict[str, Any]) -> None:
+    """`increase` extrapolates: two dead letters would be "About 2.387"."""
+    shown = re.findall(r"\{\{ \$value ?\|? ?([^}]*?) \}\}", " ".join(rule["annotations"].values()))
+    assert set(shown) <= {"printf `%.0f`", "humanizePercentage", "humanizeDuration"}
+
+
 def test_a_page_names_no_alert_that_there_is_not() -> None:
     pages = "".join(page.read_text() for page in (ROOT / "docs/runbooks").glob("*.md"))
     named = set(re.findall(r"`(Bcs\w+)`", pages))

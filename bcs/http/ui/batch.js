@@ -49,7 +49,7 @@ export class BatchView {
 
   showStanding(box) {
     const { batch } = this;
-    const rows = batch.phases.map((each) => h("tr", {}, h("th", { scope: "row" }, each.phase),
+    const rows = batch.phases.map((each) => h("tr", {}, h("th", { scope: "row", class: "phase" }, each.phase),
       h("td", {}, state(each.complete ? "good" : each.failed ? "bad" : "", each.complete ? "complete" : "not complete")),
       ["completed", "failed", "left_out", "outstanding", "missing"].map((name) => h("td", { class: "number" }, number(each[name]))),
       h("td", { class: "wrap" }, each.blocking_essays.length ? each.blocking_essays.slice(0, 8).map((essay) => `${essay.essay_id} (${words(essay.reason)})`).join(", ")

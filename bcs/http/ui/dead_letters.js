@@ -74,7 +74,7 @@ export class DeadLettersView {
     const columns = ["Reason", "Batch", "Written", "Error", "Original", ["Failures", "number"], "State"];
     this.list.replaceChildren(...[
       letters.length ? table(`${number(letters.length)} dead letters, the newest first${older ? "; there are older ones, see bcs dlq list" : ""}`, chooses ? ["", ...columns] : columns, rows)
-        : h("p", {}, older ? "None among the newest ones; `bcs dlq list` looks at all." : "There is no such dead letter."),
+        : h("p", {}, older ? "None among the newest ones; `bcs dlq list` looks at all." : FILTERS.some((name) => this.parameters.get(name)) ? "There is no such dead letter." : "No dead letter waits."),
       chooses && letters.length ? h("div", { class: "actions" }, replay) : null,
       ...unreadable.map((each) => h("p", { class: "notice" }, `${each.position} is not a dead letter of BCS: ${each.problem}`)),
       ...stalled.map((each) => h("p", { class: "notice bad" }, each)),

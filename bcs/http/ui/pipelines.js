@@ -34,7 +34,7 @@ export class PipelinesView {
       content.replaceChildren(
         h("p", { class: "quiet" }, `${version ? `Version ${version}, ` : ""}hash ${hash}. A dashed arrow: the phase runs again when the one before it does.`),
         ...parts, h("h2", {}, "Phases"), table("All phases", ["Phase", "Requires", "Complete when", "Options"], [...phases.values()].map((phase) =>
-          h("tr", {}, h("th", { scope: "row" }, phase.name), h("td", {}, phase.requires.join(", ") || "–"),
+          h("tr", {}, h("th", { scope: "row", class: "phase" }, phase.name), h("td", {}, phase.requires.join(", ") || "–"),
             h("td", {}, phase.complete_when.replaceAll("_", " ")),
             h("td", {}, [phase.needs_prompt && "needs a prompt", phase.rerun_with_dependencies && "runs again with what it requires",
               phase.rerun_when_changed && "runs again when its definition changes", phase.revision && `revision ${phase.revision}`].filter(Boolean).join(", ") || "–")))));
