@@ -35,8 +35,8 @@ _is_rfc3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", re.IGNORECASE).match
 
 
 def _as_rfc3339(value: object) -> object:
-    # pydantic itself would take numbers, too.
-    if isinstance(value, str) and not _is_rfc3339(value):
+    # pydantic itself would take numbers, too, also those in a text.
+    if not (isinstance(value, str) and _is_rfc3339(value)):
         raise ValueError("must be a time like 2026-01-31T08:00:00Z")
     return value
 

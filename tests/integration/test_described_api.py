@@ -29,7 +29,6 @@ NAMES = Names(
     pipelines=sorted(DEFINITIONS.names),
     actors=[*KILLED, "nobody"],
     batches=[BATCH],
-    essays=ESSAYS,
 )
 
 

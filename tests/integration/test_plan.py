@@ -217,6 +217,9 @@ async def test_a_selection_that_contradicts_itself_is_refused(orchestrator: Orch
     for limit, status in ((5.0, 200), (5.5, 400), ("5", 400), (True, 400)):
         body = {"requested_pipeline": "nlp", "selection": {"limit": limit, "stale_seconds": 5.0}}
         assert (await orchestrator.request("POST", PLAN, json=body)).status == status
+    for since, status in (("2026-01-31T08:00:00Z", 200), (None, 200), (5, 400), (-2e-313, 400), (True, 400)):
+        body = {"requested_pipeline": "nlp", "selection": {"since": since}}
+        assert (await orchestrator.request("POST", PLAN, json=body)).status == status
     unknown = {"selection": {"pipeline": "unknown"}, "requested_pipeline": "nlp"}
     problem(await orchestrator.request("POST", PLAN, json=unknown), 404, "unknown-pipeline")
 
