@@ -140,7 +140,8 @@ async def test_a_move_that_does_not_end_is_a_refusal_within_the_deadline(
         for call in (node.call, node.call_multiplexed):
             with (
                 anyio.fail_after(1.0 + SLACK_SECONDS),
-                pytest.raises(StoreUnavailable, match=f"the slot {slot}") as raised,
+                # The deadline may end while the last of the attempts is under way. Then this is the cause.
+                pytest.raises(StoreUnavailable, match=f"the slot {slot}|did not answer in time") as raised,
             ):
                 await call(("MULTI",), ("HDEL", keys.facts, "field"), ("HSET", keys.stem, "field", 1), ("EXEC",))
             assert raised.value.late
