@@ -25,7 +25,7 @@ from bcs.storage.redis.errors import ASK, MOVED, UnusableServer, redirection
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.nodes import Node
 from bcs.storage.redis.slot_history import SlotHistory
-from bcs.storage.redis.slot_node import SlotNode
+from bcs.storage.redis.slot_node import SlotNode, on_its_way
 from bcs.storage.redis.topology import SLOTS, NodeAddress, Topology, slot_of
 from bcs.storage.single_flight import SingleFlight
 
@@ -234,7 +234,7 @@ class ClusterNodes:
                 await anyio.sleep(longest * (0.5 + 0.5 * self._jitter()))
             return node.gateway
         assert deadline.expired  # noqa: S101 (the block returns or raises)
-        cause = failure.cause if failure and not redirected else f"the slot {node.slot} is on its way to another node"
+        cause = failure.cause if failure and not redirected else on_its_way(node.slot)
         address = failure.address if failure else self.address
         raise StoreUnavailable("redis", cause, late=True, address=address) from failure
 

@@ -208,6 +208,9 @@ class SlotNode:
             try:
                 return await attempt(gateway, self._left_seconds(began), failure)
             except StoreUnavailable as refusal:
+                if refusal.late and failure and redirection(failure):
+                    # This attempt had only what the move of the slot had left of the deadline.
+                    refusal.cause = f"{on_its_way(self.slot)}; then {refusal.cause}"
                 failure = refusal
         raise AssertionError  # `count` does not end
 
@@ -244,6 +247,11 @@ class SlotNode:
 
     def _name(self, identity: str) -> str:
         return self.history.name(identity) if self.history else identity
+
+
+def on_its_way(slot: int) -> str:
+    """Why the commands of a slot are refused for a while."""
+    return f"the slot {slot} is on its way to another node"
 
 
 def _key_in(command: Command) -> str:
