@@ -300,7 +300,8 @@ async def test_a_thousand_batches_are_planned_in_a_second_at_half_the_cost_of_as
         ran = await bcs("plan", "--pipeline", "nlp", "--all", "--json", "--url", process.base)
         assert sorted(one["batch_id"] for one in ran.json["batches"]) == sorted(everything)
         assert ran.json["totals"]["batches"] == len(everything)
-        assert min(costs[f"{warmth} plan"][0] for warmth in ("cold", "warm")) < 1.0, costs
+        for warmth in ("cold", "warm"):
+            assert costs[f"{warmth} plan"][0] < 1.0, costs
         for name, questions in (("cold plan", "cold"), ("warm plan", "warm"), ("warm selection", "warm")):
             # Another process that uses this machine makes a plan later, and costs it nothing.
             cpu_seconds = costs[name][1]
