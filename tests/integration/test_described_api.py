@@ -29,6 +29,7 @@ NAMES = Names(
     pipelines=sorted(DEFINITIONS.names),
     actors=[*KILLED, "nobody"],
     batches=[BATCH],
+    essays=ESSAYS,
 )
 
 

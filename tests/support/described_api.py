@@ -68,12 +68,14 @@ class Names:
     :param pipelines: the pipelines that may be asked for.
     :param actors: the actors that are killed, and names of none.
     :param batches: ids of batches of which something is known.
+    :param essays: the essays of these batches.
     """
 
     phases: Sequence[str]
     pipelines: Sequence[str]
     actors: Sequence[str]
     batches: Sequence[str]
+    essays: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +124,8 @@ def narrowed(document: dict[str, Any], names: Names, *, token: bool) -> dict[str
     replayed["items"] = {"enum": [f"{topic}/0/999999" for topic in topics.DEAD_LETTERS]}
     invalidated = schemas["InvalidatedPhases"]["properties"]
     invalidated["phases"]["items"] = {"enum": [*names.phases]}
-    # Which essays a batch has, a schema can't say; test_http_invalidation.py names them.
-    invalidated["essays"] = {"type": "null"}
+    [essays] = [one for one in invalidated["essays"]["anyOf"] if "items" in one]
+    essays["items"] = {"enum": [*names.essays]}
     schemas["DefinePipeline"]["properties"]["requested_pipeline"] = {"enum": [*names.pipelines]}
     schemas["DefinePipeline"]["properties"] |= _OPTIONS | {name: {"type": "null"} for name in _ONLY_WITH_DRY_RUN}
     schemas["PlanPipelines"]["properties"] |= _OPTIONS | _OPTIONS_OF_PLAN

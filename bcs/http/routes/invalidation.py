@@ -26,6 +26,9 @@ from bcs.observability.tracing import Tracer
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.invalidate_phases import InvalidatePhases, PhaseInvalidator
 
+NO_SUCH_ESSAY = "the batch has no essay with this id"
+"""What is said about an essay that the batch of the request does not have."""
+
 _LISTED = 100
 """How many essays the answer lists for a phase."""
 _ERRORS = 20
@@ -84,9 +87,8 @@ class InvalidationHandlers:
         try:
             invalidation = await self.invalidator.invalidate(command, rules.law)
         except UnknownEssays as error:
-            problem = "the batch has no essay with this id"
             raise InvalidBody(
-                tuple(InvalidField(f"essays.{place}", problem) for place in error.positions[:_ERRORS])
+                tuple(InvalidField(f"essays.{place}", NO_SUCH_ESSAY) for place in error.positions[:_ERRORS])
             ) from None
         if invalidation is None:
             raise unknown_batch()
