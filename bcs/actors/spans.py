@@ -98,6 +98,8 @@ class PublishSpans:
         :returns: the headers to send, with the context of the span.
         """
         message = entry.message
+        if not self._tracer.enabled:
+            return message.headers  # the usual case
         span = self._spans.get(entry.place) or self._tracer.span(_about_publishing, message)
         if span.context is None:
             return message.headers
