@@ -47,6 +47,14 @@ class Access:
         if scope is not None and scope not in identity.scopes:
             raise _forbidden(scope)
 
+    def admits(self, scope: Scope | None, request: web.Request) -> bool:
+        """True if the caller of a request is known and has the scope; see `admit`."""
+        try:
+            self.admit(scope, request)
+        except Problem:
+            return False
+        return True
+
     def _by_token(self, headers: list[str]) -> CallerIdentity | None:
         scheme, _, token = headers[0].partition(" ")
         if len(headers) > 1 or scheme.lower() != "bearer":

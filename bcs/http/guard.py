@@ -140,13 +140,7 @@ class RequestGuard:
 
     def admits(self, scope: Scope | None, request: web.Request) -> bool:
         """True if the caller of a request is known and has the scope."""
-        if self._access is None:
-            return True
-        try:
-            self._access.admit(scope, request)
-        except Problem:
-            return False
-        return True
+        return self._access is None or self._access.admits(scope, request)
 
     def wrap(
         self,

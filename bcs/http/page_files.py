@@ -55,11 +55,18 @@ class PageFile:
     body: bytes
     headers: Mapping[str, str]
 
-    def response(self, request: web.Request) -> web.Response:
-        """The file, or 304 if the caller has it already."""
-        if request.headers.get(hdrs.IF_NONE_MATCH) == self.headers[hdrs.ETAG]:
-            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=self.headers)
-        return JsonResponse(HTTPStatus.OK, self.body, self.headers)
+
+def response_of(files: Mapping[str, PageFile], name: str, request: web.Request) -> web.Response:
+    """The file with a name, or 304 if the caller has it already.
+
+    :raises HTTPNotFound: there is no such file.
+    """
+    file = files.get(name)
+    if file is None:
+        raise web.HTTPNotFound
+    if request.headers.get(hdrs.IF_NONE_MATCH) == file.headers[hdrs.ETAG]:
+        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=file.headers)
+    return JsonResponse(HTTPStatus.OK, file.body, file.headers)
 
 
 @cache

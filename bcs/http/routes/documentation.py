@@ -10,7 +10,7 @@ from typing import Final
 import anyio.to_thread
 from aiohttp import web
 
-from bcs.http.page_files import PageFile
+from bcs.http.page_files import PageFile, response_of
 from bcs.http.problems import Problem
 from bcs.http.routing import Group, Route, serves
 
@@ -65,6 +65,4 @@ class DocumentationHandlers:
         files = await anyio.to_thread.run_sync(self.files)
         if files is None:
             raise Problem("not-found", "the page needs the extra: pip install 'batch-conductor-service[docs]'")
-        if name not in files:
-            raise web.HTTPNotFound
-        return files[name].response(request)
+        return response_of(files, name, request)

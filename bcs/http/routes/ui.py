@@ -15,8 +15,8 @@ from bcs.config.settings import Settings
 from bcs.http.access import Access
 from bcs.http.identity import Scope, identity_of
 from bcs.http.live_feed import INTERVAL_SECONDS, LiveFeed, LiveStream
-from bcs.http.page_files import PageFile
-from bcs.http.problems import Problem, overloaded
+from bcs.http.page_files import PageFile, response_of
+from bcs.http.problems import overloaded
 from bcs.http.replies import JsonResponse
 from bcs.http.routing import Group, Route, serves
 
@@ -57,7 +57,7 @@ class UiHandlers:
     )
     async def page(self, request: web.Request) -> web.Response:
         """GET /ui."""
-        return self.files[""].response(request)
+        return response_of(self.files, "", request)
 
     @serves(
         Route(
@@ -77,10 +77,7 @@ class UiHandlers:
 
         :raises HTTPNotFound: the page has no such file.
         """
-        name = request.match_info["file"]
-        if name not in self.files:
-            raise web.HTTPNotFound
-        return self.files[name].response(request)
+        return response_of(self.files, request.match_info["file"], request)
 
     @serves(
         Route(
@@ -103,19 +100,10 @@ class UiHandlers:
         return LiveStream(
             self.feed,
             hello=self._hello(request),
-            admitted=lambda: self._admits(request),
+            # A token may be removed while its stream is open.
+            admitted=lambda: self.access is None or self.access.admits(Scope.READ, request),
             send_seconds=self.settings.http_send_seconds,
         )
-
-    def _admits(self, request: web.Request) -> bool:
-        """True while the caller may read: a token may be removed while its stream is open."""
-        if self.access is None:
-            return True
-        try:
-            self.access.admit(Scope.READ, request)
-        except Problem:
-            return False
-        return True
 
     def _hello(self, request: web.Request) -> str:
         caller, settings = identity_of(request), self.settings
