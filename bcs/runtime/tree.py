@@ -33,40 +33,20 @@ from bcs.config.settings import Settings
 from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import BatchSummary
-from bcs.domain.token_buckets import TokenBuckets
-from bcs.http.access import Access, callers_of
-from bcs.http.described import encoded_openapi
-from bcs.http.live_documents import LiveDocuments
-from bcs.http.live_feed import LiveFeed
-from bcs.http.page_files import documentation_files, page_files
-from bcs.http.routes.actors import ActorHandlers
-from bcs.http.routes.batches import BatchHandlers
-from bcs.http.routes.dead_letters import DeadLetterHandlers
-from bcs.http.routes.definitions import DefinitionHandlers
-from bcs.http.routes.description import DescriptionHandlers
-from bcs.http.routes.documentation import DocumentationHandlers
-from bcs.http.routes.erasures import ErasureHandlers
-from bcs.http.routes.explanations import ExplanationHandlers
-from bcs.http.routes.finding import FindingHandlers
-from bcs.http.routes.health import HealthHandlers
-from bcs.http.routes.invalidation import InvalidationHandlers
-from bcs.http.routes.pipelines import PipelineHandlers
-from bcs.http.routes.ui import UiHandlers
-from bcs.http.server import AddressUnavailable, HttpServer, open_listener
+from bcs.http.access import callers_of
+from bcs.http.server import AddressUnavailable, open_listener
 from bcs.http.tls import tls_of
 from bcs.kafka.clients import KafkaClients
-from bcs.kafka.lag_age import IntakeLag
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.telemetry import Telemetry
 from bcs.observability.tracer_factory import open_tracer
 from bcs.observability.tracing import Tracer
 from bcs.observability.tree_observer import TreeObserver, count_restarts_from_zero
 from bcs.observability.waits import Waits
-from bcs.ops.dlq.desk import ThreadedDesk
 from bcs.runtime.archive import FIRST_PROBES, ArchiveParts, archive_parts
-from bcs.storage.batch_index import BatchIndex
+from bcs.runtime.front_end import Doors, FrontEnd, Tree, Watches, Writers
 from bcs.storage.factory import open_persistence
-from bcs.storage.ports import POSTGRESQL, BatchSource
+from bcs.storage.ports import POSTGRESQL
 from bcs.supervision import (
     Backoff,
     ChildSpec,
@@ -79,16 +59,6 @@ from bcs.supervision import (
     run_tree,
 )
 from bcs.usecases.active_definitions import ActiveDefinitions
-from bcs.usecases.announcer import Announcer
-from bcs.usecases.batch_reader import BatchReader, SnapshotReader
-from bcs.usecases.erase_batch import BatchEraser
-from bcs.usecases.explain_pipeline import PipelineExplainer
-from bcs.usecases.find_batches import BatchFinder, archived_summaries
-from bcs.usecases.invalidate_phases import PhaseInvalidator
-from bcs.usecases.new_batches import NewBatches
-from bcs.usecases.plan_pipelines import PipelinePlanner
-from bcs.usecases.report_phase import PhaseReporter
-from bcs.usecases.resolve_pipeline import PipelineResolver
 from bcs.wire.decoding import EventDecoder
 
 # After this number of missed probes the last answer of Redis is too old.
@@ -136,7 +106,7 @@ class Service:
         )
         self._gave_up = gave_up
         self.definitions = ActiveDefinitions(definitions, runtime=self._runtime, load=partial(pipelines_of, settings))
-        self._known_callers, self._tls = callers_of(settings), tls_of(settings)
+        known, tls = callers_of(settings), tls_of(settings)
         self.persistence = open_persistence(
             settings, law=self.definitions.current.law, summary_made=self._store_summary
         )
@@ -144,6 +114,7 @@ class Service:
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.probe_listener = self._open_probe_listener()
         self.probe_address = self.address if self.probe_listener is None else self.probe_listener.getsockname()[:2]
+        self._doors = Doors(listener=self.listener, probe_listener=self.probe_listener, known=known, tls=tls)
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._outbox_writer = WakingOutbox(self.outbox, self._wake_publisher)
@@ -235,7 +206,6 @@ class Service:
     def _root(self) -> Supervisor:
         settings = self.settings
         archive = self.persistence.archive
-        reader = BatchReader(store=self.store, store_name=self.persistence.store_name, archive=archive)
         redis = RedisStatus(
             max_age_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
             clock=time.monotonic,
@@ -250,7 +220,6 @@ class Service:
             kafka=KafkaWatch(runtime=self._runtime, status=self.kafka),
             index=self.persistence.written_index,
         )
-        credentials = [each for each in (self._known_callers, self._tls) if each]
         in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
         page = MetricsPage(
             runtime=self._runtime,
@@ -260,7 +229,7 @@ class Service:
             in_flight=lambda: in_flight.messages,
             snapshot=lambda: self.root.snapshot(),
             circuit=self.persistence.circuit,
-            credentials=lambda: {each.variable: each.problem for each in credentials},
+            credentials=lambda: {each.variable: each.problem for each in self._doors.credentials},
             redis_problem=None if settings.use_mock_repository else partial(problem_of_redis, redis, self.store),
         )
         publisher = Publisher(runtime=self._runtime, outbox=self.outbox, status=self.kafka)
@@ -286,125 +255,24 @@ class Service:
             dead_letters=self._dead_letters,
             status=self.kafka,
         )
-        new_batches = NewBatches(self._quotas(), self.telemetry)
-        reading = anyio.Semaphore(settings.http_max_concurrent_reads)
-        snapshots, store_name = self.persistence.snapshots, self.persistence.store_name
-
-        def lag() -> IntakeLag:
-            return self.kafka.intake_lag(int(self._runtime.now().timestamp() * 1000))
-
-        explainer = PipelineExplainer(
-            reader=SnapshotReader(source=snapshots, store_name=store_name, archive=archive),
-            archive=archive.postgres if archive else None,
-            require_registration=settings.require_registration,
-            lag=lag,
-            reading=reading,
-            history_seconds=settings.request_deadline_seconds / 4,
-        )
-        resolver = PipelineResolver(
+        http = FrontEnd(
             runtime=self._runtime,
+            persistence=self.persistence,
             definitions=self.definitions,
-            reader=reader,
-            explainer=explainer,
-            announcer=Announcer(outbox=self._outbox_writer, archive=archive, archive_client=self._archive_client),
-            dead_letters=self._dead_letters,
-            new_batches=new_batches,
-        )
-        reporter = PhaseReporter(
-            runtime=self._runtime,
-            store=self.store,
-            reader=reader,
-            batches=self.batches,
-            clocks=clocks,
-            new_batches=new_batches,
-        )
-        eraser = BatchEraser(
-            runtime=self._runtime,
-            store=self.store,
-            store_name=self.persistence.store_name,
-            archive=archive,
-            outbox=self.outbox,
-            index=self.persistence.index,
-        )
-        pipelines = PipelineHandlers(resolver, reporter, self.definitions, settings.http_page_bytes, self._tracer)
-        health = HealthHandlers(
-            settings=settings,
-            store=self.store,
-            archive=archive,
-            redis_address=self.persistence.nodes.address if self.persistence.nodes else "",
-            redis=redis,
-            kafka=self.kafka,
-            waits=self.waits,
-            render_metrics=page.render,
-            snapshot=lambda: self.root.snapshot(),
-            draining=self._stops,
-            definitions=self.definitions,
-            credentials=credentials,
-        )
-        actors = ActorHandlers(
-            settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
-        )
-        batches = BatchHandlers(
-            definitions=self.definitions,
-            reader=reader,
-            archive=archive.postgres if archive else None,
-            reading=reading,
-            page_bytes=settings.http_page_bytes,
-        )
-        invalidator = PhaseInvalidator(
-            runtime=self._runtime,
-            store=self.store,
-            reader=reader,
-            batches=self.batches,
-            clocks=clocks,
-            reading=reading,
-        )
-        ui = self._ui(page, health) if settings.ui else None
-        http = HttpServer(
-            settings=settings,
-            telemetry=self.telemetry,
-            listener=self.listener,
-            probe_listener=self.probe_listener,
-            known=self._known_callers,
-            tls=self._tls,
-            handlers=[
-                pipelines,
-                DefinitionHandlers(definitions=self.definitions, reader=reader, reading=reading),
-                batches,
-                ExplanationHandlers(
-                    definitions=self.definitions,
-                    explainer=explainer,
-                    planner=PipelinePlanner(
-                        reader=BatchReader(store=snapshots, store_name=store_name, archive=archive),
-                        finder=self._snapshot_finder,
-                        require_registration=settings.require_registration,
-                        lag=lag,
-                        reading=reading,
-                    ),
-                    page_bytes=settings.http_page_bytes,
-                    now=self._runtime.now,
-                ),
-                InvalidationHandlers(invalidator, self.definitions, self._tracer),
-                FindingHandlers(
-                    definitions=self.definitions,
-                    finder=self._finder,
-                    archive=archive.postgres if archive else None,
-                    reading=reading,
-                    now=self._runtime.now,
-                ),
-                ErasureHandlers(eraser),
-                health,
-                actors,
-                DescriptionHandlers(encoded_openapi),
-                # A call must end before its request is given up, to say what became of it.
-                DeadLetterHandlers(ThreadedDesk(settings, 0.8 * settings.request_deadline_seconds), pipelines),
-                *([ui] if ui else []),
-                *([DocumentationHandlers(documentation_files)] if settings.docs else []),
-            ],
-            feed=ui.feed if ui else None,
-            rates=self._rates(),
-            tracer=self._tracer,
-        )
+            writers=Writers(
+                batches=self.batches,
+                outbox=self._outbox_writer,
+                dead_letters=self._dead_letters,
+                archive_client=self._archive_client,
+                clocks=clocks,
+            ),
+            watches=Watches(kafka=self.kafka, redis=redis, page=page),
+            tree=Tree(
+                snapshot=lambda: self.root.snapshot(),
+                kill=lambda path: self.root.kill(path, "killed over HTTP"),
+                stops=self._stops,
+            ),
+        ).server(self._doors)
         # Children stop in reverse order: HTTP answers the accepted requests, the intake commits the offsets of durable
         # events, the batches and the outbox are flushed. One budget bounds the sum, and no child may use all of it.
         half = settings.shutdown_seconds / 2
@@ -438,45 +306,6 @@ class Service:
             kill_grace_seconds=self._kill_grace(),
         )
 
-    def _ui(self, page: MetricsPage, health: HealthHandlers) -> UiHandlers:
-        runtime, began = self._runtime, time.monotonic()
-        documents = LiveDocuments(
-            snapshot=lambda: self.root.snapshot(),
-            sample=page.sample,
-            registry=self.telemetry.registry,
-            health=health,
-            lag=lambda: self.kafka.intake_lag(int(runtime.now().timestamp() * 1000)),
-            now=runtime.now,
-            clock=lambda: time.monotonic() - began,
-        )
-        feed = LiveFeed(documents.encoded, most=self.settings.ui_max_streams, clock=time.monotonic)
-        self.telemetry.ui_streams.set_function(lambda: feed.open_streams)
-        return UiHandlers(
-            settings=self.settings,
-            files=page_files(),
-            feed=feed,
-            access=Access(self._known_callers) if self._known_callers else None,
-            has_archive=self.persistence.archive is not None,
-            process=str(runtime.new_id()),
-        )
-
-    def _finder(self, law: CompletionLaw) -> BatchFinder:
-        return self._finder_in(self.persistence.index, self.store, law)
-
-    def _snapshot_finder(self, law: CompletionLaw) -> BatchFinder:
-        return self._finder_in(self.persistence.snapshot_index, self.persistence.snapshots, law)
-
-    def _finder_in(self, index: BatchIndex, store: BatchSource, law: CompletionLaw) -> BatchFinder:
-        settings, archive = self.settings, self.persistence.archive
-        return BatchFinder(
-            index=index,
-            source=POSTGRESQL if archive else self.persistence.store_name,
-            summary=archived_summaries(archive.postgres, law) if archive else partial(store.summary, law=law),
-            law=law,
-            seconds=settings.request_deadline_seconds / 4,
-            page_bytes=settings.http_page_bytes,
-        )
-
     def _open_probe_listener(self) -> socket.socket | None:
         if self.settings.http_probe_port is None:
             return None
@@ -485,20 +314,6 @@ class Service:
         except AddressUnavailable:
             self.listener.close()
             raise
-
-    def _rates(self) -> TokenBuckets | None:
-        settings = self.settings
-        if settings.http_rate_per_second is None:
-            return None
-        return TokenBuckets(
-            per_second=settings.http_rate_per_second, burst=settings.http_rate_burst, clock_ns=time.monotonic_ns
-        )
-
-    def _quotas(self) -> TokenBuckets | None:
-        a_minute = self.settings.http_new_batches_per_minute
-        if a_minute is None:
-            return None
-        return TokenBuckets(per_second=a_minute / 60, burst=a_minute, clock_ns=time.monotonic_ns)
 
     def _stops(self) -> bool:
         return self._stop is not None and self._stop.is_set()
