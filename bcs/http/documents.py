@@ -30,7 +30,7 @@ from bcs.domain.resolve_options import PLAIN
 from bcs.domain.slices import SLICE, Sliced, in_slices
 from bcs.domain.state import BatchState, Ending, Mark
 from bcs.domain.times import format_timestamp
-from bcs.http import answers
+from bcs.http import answers, definition_answers, history_answers
 
 # The approximate size of an essay in a list, without its id.
 _ESSAY_BYTES = 150
@@ -236,7 +236,7 @@ def ending_document(ending: Ending | None) -> answers.Ending | None:
     return {"status": ending.status, "at": format_timestamp(ending.at_us)} if ending else None
 
 
-def _entry(archived: ArchivedEntry) -> answers.Entry:
+def _entry(archived: ArchivedEntry) -> history_answers.Entry:
     entry = archived.entry
     if isinstance(entry, PipelineResolved):
         return _resolution(archived.number, entry)
@@ -245,7 +245,7 @@ def _entry(archived: ArchivedEntry) -> answers.Entry:
     return _facts(archived.number, entry)
 
 
-def _erasure(number: int, entry: ErasureRecorded) -> answers.ErasureEntry:
+def _erasure(number: int, entry: ErasureRecorded) -> history_answers.ErasureEntry:
     return {
         "number": number,
         "recorded_at": format_timestamp(entry.at_us),
@@ -257,8 +257,8 @@ def _erasure(number: int, entry: ErasureRecorded) -> answers.ErasureEntry:
     }
 
 
-def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:
-    document: answers.FactsEntry = {
+def _facts(number: int, entry: FactsRecorded) -> history_answers.FactsEntry:
+    document: history_answers.FactsEntry = {
         "number": number,
         "recorded_at": format_timestamp(entry.at_us),
         "kind": "facts",
@@ -274,8 +274,8 @@ def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:
     return document
 
 
-def _resolution(number: int, entry: PipelineResolved) -> answers.ResolutionEntry:
-    document: answers.ResolutionEntry = {
+def _resolution(number: int, entry: PipelineResolved) -> history_answers.ResolutionEntry:
+    document: history_answers.ResolutionEntry = {
         "number": number,
         "recorded_at": format_timestamp(entry.at_us),
         "kind": "resolution",
@@ -303,12 +303,12 @@ def _resolution(number: int, entry: PipelineResolved) -> answers.ResolutionEntry
     return document
 
 
-def definitions_version(of: DefinitionsVersion) -> answers.DefinitionsVersion:
+def definitions_version(of: DefinitionsVersion) -> definition_answers.DefinitionsVersion:
     """The name of definitions."""
     return {"version": of.version, "hash": of.content_hash}
 
 
-def pipelines_document(definitions: PipelineDefinitions) -> answers.Pipelines:
+def pipelines_document(definitions: PipelineDefinitions) -> definition_answers.Pipelines:
     """All names that can be requested."""
     return {
         "definitions": definitions_version(definitions.identity),
@@ -316,7 +316,7 @@ def pipelines_document(definitions: PipelineDefinitions) -> answers.Pipelines:
     }
 
 
-def pipeline_document(definitions: PipelineDefinitions, name: str) -> answers.DefinedPipeline:
+def pipeline_document(definitions: PipelineDefinitions, name: str) -> definition_answers.DefinedPipeline:
     """A name that can be requested, with its phases in order."""
     pipeline = definitions.pipelines.get(name)
     return {
@@ -339,7 +339,7 @@ def pipeline_document(definitions: PipelineDefinitions, name: str) -> answers.De
     }
 
 
-def difference_document(found: Difference) -> answers.Difference:
+def difference_document(found: Difference) -> definition_answers.Difference:
     """What definitions change."""
     return {
         "phases_added": found.phases_added,
@@ -356,13 +356,13 @@ def difference_document(found: Difference) -> answers.Difference:
     }
 
 
-def position_document(position: Position | None) -> answers.KafkaPosition | None:
+def position_document(position: Position | None) -> history_answers.KafkaPosition | None:
     if position is None:
         return None
     return {"topic": position.topic, "partition": position.partition, "offset": position.offset}
 
 
-def _fact(fact: Fact) -> answers.Fact:
+def _fact(fact: Fact) -> history_answers.Fact:
     at = format_timestamp(fact.at_us)
     if isinstance(fact, EssayPhaseEnded):
         outcome = OUTCOMES[fact.outcome]

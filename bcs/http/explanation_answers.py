@@ -10,14 +10,8 @@ from bcs.domain.explanation import Cause, FactKind
 from bcs.domain.law import CompleteWhen
 from bcs.domain.progress import Standing
 from bcs.domain.resolution import Reason
-from bcs.http.answers import (
-    Count,
-    EndedAs,
-    KafkaPosition,
-    Mark,
-    ResolvedPipeline,
-    Seconds,
-)
+from bcs.http.answers import Count, EndedAs, Mark, ResolvedPipeline, Seconds
+from bcs.http.history_answers import KafkaPosition
 from bcs.usecases.explain_pipeline import ArchiveAnswer
 from bcs.wire.documents import Timestamp, described
 

@@ -12,7 +12,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry
 from pydantic_core import to_json
 
-from bcs.http import answers
+from bcs.http import service_answers
 from bcs.http.routes.actors import actor_document
 from bcs.http.routes.health import HealthHandlers
 from bcs.kafka.lag_age import IntakeLag
@@ -71,8 +71,8 @@ class LiveDocument(TypedDict):
 
     at: str
     uptime_seconds: float
-    health: answers.Health
-    actors: answers.Actor
+    health: service_answers.Health
+    actors: service_answers.Actor
     figures: Mapping[Figure, float | None]
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import NotRequired
 
 from bcs.domain.resolution import Reason
-from bcs.http.answers import Count, DefinitionsVersion, Problem, Source, Warnings
+from bcs.http.answers import Count, Problem, Source, Warnings
+from bcs.http.definition_answers import DefinitionsVersion
 from bcs.http.explanation_answers import AsOf
 from bcs.wire.documents import described
 

@@ -10,7 +10,7 @@ from http import HTTPStatus
 import structlog
 from aiohttp import web
 
-from bcs.http import answers
+from bcs.http import service_answers
 from bcs.http.guard import asked_by
 from bcs.http.identity import Scope
 from bcs.http.problems import Problem
@@ -49,7 +49,7 @@ class ActorHandlers:
             name="showActors",
             group=Group.ACTORS,
             summary="Show the tree of actors",
-            answers={HTTPStatus.OK: answers.Actor},
+            answers={HTTPStatus.OK: service_answers.Actor},
             scope=Scope.READ,
         )
     )
@@ -64,7 +64,7 @@ class ActorHandlers:
             name="killActor",
             group=Group.ACTORS,
             summary="Kill one actor, which its supervisor starts again",
-            answers={HTTPStatus.ACCEPTED: answers.ActorKilled},
+            answers={HTTPStatus.ACCEPTED: service_answers.ActorKilled},
             problems=("chaos-disabled", "unknown-actor", "not-running"),
             scope=Scope.OPERATE,
             path_parameters={"name": _NAME},
@@ -88,7 +88,7 @@ class ActorHandlers:
         if not runs:
             raise Problem("not-running", "the actor does not run now")
         log.warning("actor_killed_on_request", actor=path, requested_by=asked_by(request))
-        killed: answers.ActorKilled = {"status": "killed", "actor": path}
+        killed: service_answers.ActorKilled = {"status": "killed", "actor": path}
         return reply_json(killed, HTTPStatus.ACCEPTED)
 
 
@@ -98,7 +98,7 @@ def actor_document(
     *,
     listed: Callable[[Sequence[Snapshot]], Sequence[Snapshot]] = lambda children: children,
     most_error_characters: int | None = None,
-) -> answers.Actor:
+) -> service_answers.Actor:
     """An actor or a supervisor with all below it.
 
     :param listed: chooses among the children of a dynamic supervisor.
@@ -106,7 +106,7 @@ def actor_document(
     """
     children = listed(node.children) if node.kind == "dynamic" else node.children
     capacity = node.mailbox_capacity
-    mailbox: answers.Mailbox | None = None
+    mailbox: service_answers.Mailbox | None = None
     if capacity is not None or node.kind == "dynamic":
         mailbox = {
             "depth": node.mailbox_depth,

@@ -10,7 +10,7 @@ import anyio
 from aiohttp import web
 
 from bcs.domain.progress import Evaluation
-from bcs.http import answers
+from bcs.http import answers, history_answers
 from bcs.http.documents import BatchPage, encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
 from bcs.http.found_history import encoding_matches
 from bcs.http.guard import BATCH_ID
@@ -99,7 +99,7 @@ class BatchHandlers:
             name="showHistory",
             group=Group.BATCHES,
             summary="Show what became known of a batch and what was answered because of it, newest first",
-            answers={HTTPStatus.OK: answers.History},
+            answers={HTTPStatus.OK: history_answers.History},
             problems=("no-archive", "unknown-batch", "unavailable"),
             scope=Scope.READ,
             query=HistoryQuery,

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from bcs.domain.graphs import dot, mermaid, standings_of, svg
 from bcs.domain.resolution import resolve
-from bcs.http import answers
+from bcs.http import definition_answers
 from bcs.http.documents import definitions_version, difference_document, pipelines_document
 from bcs.http.guard import BATCH_ID, asked_by
 from bcs.http.identity import Scope
@@ -58,7 +58,7 @@ class DefinitionHandlers:
             name="listPipelines",
             group=Group.PIPELINES,
             summary="List the pipelines and phases that can be requested",
-            answers={HTTPStatus.OK: answers.Pipelines},
+            answers={HTTPStatus.OK: definition_answers.Pipelines},
             scope=Scope.READ,
         )
     )
@@ -103,7 +103,7 @@ class DefinitionHandlers:
             name="reloadPipelines",
             group=Group.PIPELINES,
             summary="Read the pipeline file again, and use it if it is valid",
-            answers={HTTPStatus.OK: answers.DefinitionsReloaded},
+            answers={HTTPStatus.OK: definition_answers.DefinitionsReloaded},
             problems=("definitions-refused",),
             scope=Scope.OPERATE,
             leads_to={"listPipelines": {}},
@@ -112,7 +112,7 @@ class DefinitionHandlers:
     async def reload(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/reload."""
         found = await self.definitions.reload(asked_by(request))
-        answer: answers.DefinitionsReloaded = {
+        answer: definition_answers.DefinitionsReloaded = {
             "status": "unchanged" if found.same_content and found.before == found.after else "reloaded",
             "definitions": definitions_version(found.after),
             "before": definitions_version(found.before),

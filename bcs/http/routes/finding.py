@@ -12,7 +12,7 @@ from aiohttp import web
 
 from bcs.domain.law import CompletionLaw
 from bcs.domain.times import microseconds
-from bcs.http import answers
+from bcs.http import answers, history_answers
 from bcs.http.found_batches import criteria_of, cursor_in, encode_cursor, encoding_found
 from bcs.http.found_history import encoding_found_history
 from bcs.http.identity import Scope
@@ -57,7 +57,7 @@ class FindingHandlers:
             name="findHistory",
             group=Group.BATCHES,
             summary="Find the entries of all batches' histories with a correlation id, newest first",
-            answers={HTTPStatus.OK: answers.FoundHistory},
+            answers={HTTPStatus.OK: history_answers.FoundHistory},
             problems=("no-archive", "unavailable"),
             scope=Scope.READ,
             query=FoundHistoryQuery,

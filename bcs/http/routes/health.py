@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from bcs import __version__
 from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_redis
 from bcs.config.settings import Settings
-from bcs.http import answers
+from bcs.http import answers, definition_answers, service_answers
 from bcs.http.documents import definitions_version
 from bcs.http.problems import Problem, draining
 from bcs.http.reloaded import Reloaded
@@ -70,7 +70,7 @@ class HealthHandlers:
             name="healthz",
             group=Group.HEALTH,
             summary="Liveness: 503 while an actor ignores its cancellation",
-            answers={HTTPStatus.OK: answers.Health, HTTPStatus.SERVICE_UNAVAILABLE: answers.Health},
+            answers={HTTPStatus.OK: service_answers.Health, HTTPStatus.SERVICE_UNAVAILABLE: service_answers.Health},
             probe=True,
         )
     )
@@ -79,7 +79,7 @@ class HealthHandlers:
         tree = self.snapshot()
         return reply_json(self.document(tree), HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
-    def document(self, tree: Snapshot) -> answers.Health:
+    def document(self, tree: Snapshot) -> service_answers.Health:
         """The health of this process and of its dependencies, from what is known; no dependency is asked.
 
         :param tree: the supervision tree now.
@@ -90,7 +90,7 @@ class HealthHandlers:
         kafka = _dependency(not problem, problem, servers)
         postgresql = self._postgresql()
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
-        dependencies: answers.Dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
+        dependencies: service_answers.Dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
         named = (("redis", redis), ("kafka", kafka), ("postgresql", postgresql))
         credentials = self._credentials()
         away = [name for name, dependency in named if dependency["status"] in _WITH_PROBLEMS] + list(credentials)
@@ -126,7 +126,7 @@ class HealthHandlers:
             name="readyz",
             group=Group.HEALTH,
             summary="Readiness: 503 while the service stops, or while neither Redis nor PostgreSQL can answer",
-            answers={HTTPStatus.OK: answers.Ready},
+            answers={HTTPStatus.OK: service_answers.Ready},
             problems=("draining", "unavailable"),
             probe=True,
         )
@@ -137,7 +137,7 @@ class HealthHandlers:
             raise draining()
         failure = failure_of_redis(self.redis, self.store)
         if failure is None or (self.archive and self.archive.can_answer_for_redis(failure)):
-            ready: answers.Ready = {"status": "ready"}
+            ready: service_answers.Ready = {"status": "ready"}
             return reply_json(ready)
         raise Problem("unavailable", "the state store is out of reach")
 
@@ -174,7 +174,7 @@ class HealthHandlers:
     def _waiting_actors(self) -> list[str]:
         return [actor for actor in WAITING_ACTORS if self.archive or actor != "archive"]
 
-    def _postgresql(self) -> answers.Dependency:
+    def _postgresql(self) -> service_answers.Dependency:
         if self.archive is None:
             unused = self.settings.database_url is not None
             reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
@@ -191,7 +191,7 @@ class HealthHandlers:
             if each.problem
         }
 
-    def _definitions(self) -> answers.DefinitionsInUse:
+    def _definitions(self) -> definition_answers.DefinitionsInUse:
         active = self.definitions
         return {
             **definitions_version(active.current.definitions.identity),
@@ -199,7 +199,7 @@ class HealthHandlers:
             "problem": active.problem or None,
         }
 
-    def _redis(self) -> answers.Dependency:
+    def _redis(self) -> service_answers.Dependency:
         if self.settings.use_mock_repository:
             return {"status": "not_configured", "message": "the state is in memory (BCS_USE_MOCK_REPOSITORY)"}
         problem = problem_of_redis(self.redis, self.store)
@@ -209,11 +209,11 @@ class HealthHandlers:
         return dependency
 
 
-def _wait(wait: Wait) -> answers.Wait:
+def _wait(wait: Wait) -> service_answers.Wait:
     return {"operation": wait.doing, "cause": wait.cause, "since": rfc3339(wait.since)}
 
 
-def _dependency(up: bool, problem: str, address: str) -> answers.Dependency:
+def _dependency(up: bool, problem: str, address: str) -> service_answers.Dependency:
     if up:
         return {"status": "healthy", "message": "reachable"}
     return {"status": "unhealthy", "message": problem if address in problem else f"at {address}: {problem}"}
