@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal, NotRequired
 
-from bcs.domain.explanation import Cause, FactKind
+from bcs.domain.explained import Cause, FactKind
 from bcs.domain.law import CompleteWhen
 from bcs.domain.progress import Standing
 from bcs.domain.resolution import Reason

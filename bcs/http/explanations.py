@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from bcs.domain.explanation import DecidingFact, ExplainedPhase, PhaseCause
+from bcs.domain.explained import DecidingFact, ExplainedPhase, PhaseCause
 from bcs.domain.history import ArchivedEntry, FactsRecorded
 from bcs.domain.progress import Evaluation, OlderDefinition
 from bcs.domain.resolution import Resolution

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 import anyio
 
-from bcs.domain.explanation import DecidingFact, ExplainedPhase, explaining_phase
+from bcs.domain.explained import DecidingFact, ExplainedPhase
+from bcs.domain.explanation import explaining_phase
 from bcs.domain.history import ArchivedEntry
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import Evaluation, summarizing

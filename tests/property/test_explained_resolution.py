@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from bcs.domain.explanation import explain_phase
+from bcs.domain.explanation import explaining_phase
 from bcs.domain.facts import Fact, RecordedUnder, recorded_under
 from bcs.domain.pipelines import Pipeline, PipelineDefinitions
 from bcs.domain.progress import Evaluation, summarize
@@ -62,7 +62,7 @@ def explained(
         source="redis",
         require_registration=case.require_registration,
         phases=[
-            explain_phase(evaluation, state, phase, decision)
+            at_once(explaining_phase(evaluation, state, phase, decision))
             for phase, decision in zip(definitions.plan("all"), resolution.decisions, strict=True)
         ],
         evaluation=evaluation,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bcs.domain.explanation import Cause, ExplainedPhase, explain_phase
+from bcs.domain.explained import Cause, ExplainedPhase
+from bcs.domain.explanation import explaining_phase
 from bcs.domain.facts import (
     EssayPhaseEnded,
     EssaysRegistered,
@@ -24,6 +25,7 @@ from bcs.domain.pipelines import Phase, PipelineDefinitions
 from bcs.domain.progress import Evaluation, summarize
 from bcs.domain.resolution import resolve
 from bcs.domain.resolve_options import PLAIN, ResolveOptions
+from bcs.domain.slices import at_once
 from bcs.domain.state import delta_of
 
 FAILED, DONE = Outcome.FAILED, Outcome.COMPLETED
@@ -75,7 +77,7 @@ def phase_of(
     state, law = delta_of(facts), definitions.law(require_registration=registration)
     decisions = resolve(definitions, "q", summarize(state, law, 1), options).decisions
     [decision] = (one for one in decisions if one.phase == name)
-    return explain_phase(Evaluation(state, law), state, definitions.phases[name], decision)
+    return at_once(explaining_phase(Evaluation(state, law), state, definitions.phases[name], decision))
 
 
 @dataclass(frozen=True)

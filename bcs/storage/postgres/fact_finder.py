@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from bcs.domain.explanation import DecidingFact
+from bcs.domain.explained import DecidingFact
 from bcs.domain.history import ArchivedEntry, FactsRecorded
 from bcs.storage.postgres.history_reader import HistoryReader
 
