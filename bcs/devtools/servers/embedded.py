@@ -172,6 +172,7 @@ class EmbeddedServer:
             if not self.running or time.monotonic() > deadline:
                 log_tail = self.log_path.read_bytes()[self._log_start :][-_LOG_TAIL_BYTES:]
                 raise EmbeddedServerFailed(self.name, self.process.poll(), log_tail.decode(errors="replace"))
+            # A server does not tell when it listens, and this is no event loop.
             time.sleep(_POLL_SECONDS)
 
     def _reserve_port(self) -> None:
