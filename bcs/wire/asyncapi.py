@@ -261,11 +261,6 @@ def value_schema(topic: str) -> Schema:
     return {"$schema": _DIALECT, "$id": f"urn:bcs:schema:{topic}", **schema}
 
 
-def header_schema(topic: str) -> Schema:
-    """The JSON Schema of the headers of the messages on a topic that have a value."""
-    return {"$schema": _DIALECT, **(MESSAGES[topic][0].headers or {"type": "object"})}
-
-
 def asyncapi_document() -> dict[str, Any]:
     """The AsyncAPI document about all topics."""
     messages = {message.name: message for on_topic in MESSAGES.values() for message in on_topic}
