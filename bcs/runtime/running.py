@@ -10,6 +10,8 @@ from typing import ParamSpec, TypeVar, TypeVarTuple
 
 import anyio
 
+from bcs.runtime.signals import cancelling
+
 T = TypeVar("T")
 P = ParamSpec("P")
 Ts = TypeVarTuple("Ts")
@@ -43,8 +45,19 @@ class DaemonThreads(ThreadPoolExecutor):
 
 
 def run(main: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
-    """Run a coroutine function on an event loop of its own."""
-    return anyio.run(main, *arguments, backend_options={"loop_factory": _new_loop})
+    """Run a coroutine function on an event loop of its own. A signal that ends the command cancels it.
+
+    :raises SystemExit: there was such a signal.
+    """
+
+    async def cancelled_by_signals() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task  # noqa: S101 (a coroutine runs in a task)
+        # A handler runs between any two instructions, also while the loop waits.
+        with cancelling(lambda: loop.call_soon_threadsafe(task.cancel)):
+            return await main(*arguments)
+
+    return anyio.run(cancelled_by_signals, backend_options={"loop_factory": _new_loop})
 
 
 def call_with_timeout(call: Callable[[], T], seconds: float) -> T:

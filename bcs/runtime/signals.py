@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -85,6 +86,39 @@ def release() -> None:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         _end(number, None)
+
+
+@contextmanager
+def cancelling(cancel: Callable[[], object]) -> Iterator[None]:
+    """Within the block, let the first signal that ends a command call `cancel` instead; a second one ends it at once.
+
+    An exception from a signal handler can interrupt a coroutine where it calls an `__aexit__` whose result it has not
+    awaited yet. So a command on an event loop is ended by a cancellation, as asyncio does it for SIGINT.
+
+    :param cancel: lets the block end soon.
+    :raises SystemExit: there was such a signal, and the block has ended.
+    """
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+        cancel()
+
+    def restore() -> None:
+        for number in handled:
+            if signal.getsignal(number) is note:
+                signal.signal(number, _end)
+
+    handled = [number for number in stop_signals() if signal.getsignal(number) is _end]
+    for number in handled:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        restore()
+        for number in received:
+            _end(number, None)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
