@@ -117,8 +117,8 @@ def cancelling(cancel: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         restore()
-        for number in received:
-            _end(number, None)
+        if received:
+            _end(received[0], None)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
