@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, cast
 
-import anyio
 import structlog
 
 from bcs.actors.archive.client import ArchiveClient
+from bcs.actors.commit_slots import CommitSlot, CommitSlots
 from bcs.actors.dead_letters import DeadLetters, FailedEvent, note_dropped
 from bcs.actors.isolate import isolate
 from bcs.actors.messages import ApplyFacts, BatchCommand, DeliveryToken, MessagesAcked, StoreSummary
@@ -53,39 +53,6 @@ class _StoppedEarly(Exception):
     """A stop was requested before the messages were durable, and the process goes on."""
 
 
-class _Slot:
-    """A commit slot, which an attempt holds or does not hold.
-
-    :param slots: all commit slots.
-    :param context: the context of the attempt. An attempt that waits for a slot does not hang.
-    """
-
-    __slots__ = ("_context", "_held", "_slots")
-
-    def __init__(self, slots: anyio.Semaphore, context: ActorContext[BatchCommand]) -> None:
-        self._slots = slots
-        self._context = context
-        self._held = False
-
-    async def acquire(self) -> None:
-        """Wait for a slot, unless the attempt holds one. Cancellation leaves the attempt without a slot."""
-        if self._held:
-            return
-        try:
-            self._slots.acquire_nowait()
-        except anyio.WouldBlock:
-            self._context.mark_idle()
-            await self._slots.acquire()
-            self._context.heartbeat()
-        self._held = True
-
-    def release(self) -> None:
-        """Give the slot to the next attempt, if this attempt holds one."""
-        if self._held:
-            self._held = False
-            self._slots.release()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchActor:
     """Serialises the writes of this process to a batch. One instance serves all batches, and has no state.
@@ -104,12 +71,12 @@ class BatchActor:
     finished: Callable[[MessagesAcked], None]
     process_stops: Callable[[], bool]
     definitions: Callable[[], Mapping[str, str]]
-    commit_slots: anyio.Semaphore
+    commit_slots: CommitSlots
 
     async def run(self, context: ActorContext[BatchCommand]) -> None:
         """Serve a batch's mailbox until it is empty."""
         await hit(FailPoint.STARTING, context.name)
-        slot = _Slot(self.commit_slots, context)
+        slot = CommitSlot(self.commit_slots, context)
 
         async def handle(received: list[Envelope[BatchCommand]]) -> None:
             envelopes = [
@@ -158,7 +125,7 @@ class BatchActor:
             self.runtime.telemetry.commit_fallbacks.inc(stored.fallback)
 
     async def _apply(
-        self, context: ActorContext[BatchCommand], slot: _Slot, envelopes: list[Envelope[ApplyFacts]]
+        self, context: ActorContext[BatchCommand], slot: CommitSlot, envelopes: list[Envelope[ApplyFacts]]
     ) -> None:
         """Make the facts of a group durable; the facts that can't be stored become dead letters."""
 
@@ -185,7 +152,7 @@ class BatchActor:
         await isolate(envelopes, attempt, on_refused)
 
     async def _make_durable(
-        self, context: ActorContext[BatchCommand], slot: _Slot, group: list[ApplyFacts], span: Span
+        self, context: ActorContext[BatchCommand], slot: CommitSlot, group: list[ApplyFacts], span: Span
     ) -> None:
         """Write a group to the archive, then to the store; then notify the senders."""
         await hit(FailPoint.BATCH_RECEIVED, context.name)
@@ -269,7 +236,7 @@ class BatchActor:
     async def _apply_without_excess(
         self,
         context: ActorContext[BatchCommand],
-        slot: _Slot,
+        slot: CommitSlot,
         envelopes: Sequence[Envelope[ApplyFacts]],
         error: TooManyEssays,
     ) -> None:
@@ -298,7 +265,7 @@ class BatchActor:
         with suppress(StoreUnavailable):
             await self.store.ensure_room(batch_id, delta.first_seen_us)
 
-    async def _commit(self, slot: _Slot, group: list[ApplyFacts], delta: BatchState) -> None:
+    async def _commit(self, slot: CommitSlot, group: list[ApplyFacts], delta: BatchState) -> None:
         batch_id = group[0].batch_id
         await slot.acquire()
         try:

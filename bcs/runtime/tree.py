@@ -15,6 +15,7 @@ import anyio
 
 from bcs.actors.batches import BatchActor
 from bcs.actors.clocks import Clocks
+from bcs.actors.commit_slots import CommitSlots
 from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.intake import Intake
@@ -186,7 +187,7 @@ class Service:
             finished=self._intake_mailbox.send_nowait,
             process_stops=self._stops,
             definitions=lambda: self.definitions.current.law.definitions,
-            commit_slots=anyio.Semaphore(max(1, settings.redis_max_connections // 4)),
+            commit_slots=CommitSlots(max(1, settings.redis_max_connections // 4), self.store.server_of),
         )
         return DynamicSupervisor(
             "batches",

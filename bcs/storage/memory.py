@@ -119,6 +119,10 @@ class MemoryStateStore:
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`; memory is always reachable."""
 
+    def server_of(self, batch_id: str) -> str:
+        """See `StateStore.server_of`."""
+        return ""
+
     def ensure_writable(self, batch_id: str) -> None:
         """See `StateStore.ensure_writable`; memory accepts all writes."""
 

@@ -168,6 +168,10 @@ class StateStore(BatchSource, Protocol):
         """
         ...
 
+    def server_of(self, batch_id: str) -> str:
+        """A name of the server that has a batch; the commits of batches on one server share round trips."""
+        ...
+
     async def time_us(self, batch_id: str) -> int:
         """The time by the clock of the server that has a batch, in microseconds since 1970 UTC.
 

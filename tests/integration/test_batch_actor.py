@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
+from bcs.actors.commit_slots import CommitSlots
 from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.messages import ApplyFacts, BatchCommand, DeliveryToken, HttpSource
 from bcs.actors.waking_outbox import WakingOutbox
@@ -108,7 +109,7 @@ def supervisor_of(
         finished=lambda message: finished.extend(message.tokens),
         process_stops=lambda: False,
         definitions=dict,
-        commit_slots=anyio.Semaphore(1),
+        commit_slots=CommitSlots(1, store.server_of),
     )
     return DynamicSupervisor(
         "batches",

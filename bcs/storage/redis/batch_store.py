@@ -509,6 +509,10 @@ class RedisStateStore:
         if cause and anyio.current_time() < refused_at + _REFUSAL_SECONDS:
             raise StoreUnavailable("redis", cause, answered=True)
 
+    def server_of(self, batch_id: str) -> str:
+        """See `StateStore.server_of`."""
+        return self._nodes.at(self._batches.keys(batch_id).facts).address
+
     async def time_us(self, batch_id: str) -> int:
         """See `StateStore.time_us`."""
         [[seconds, microseconds]] = await self._nodes.at(self._batches.keys(batch_id).facts).call(("TIME",))
