@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from itertools import count
 
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from redis.asyncio import Redis
 
 from bcs.storage.batch_index import WINDOW_US
@@ -135,6 +138,27 @@ async def test_what_redis_does_not_take_is_written_later(
     proxy.accept()
     await index.flush()
     assert sorted(await stored(redis, redis_key_prefix)) == ["first", "second"]
+
+
+async def test_what_is_noted_during_a_flush_waits_for_the_next_one(
+    make_gateway: MakeGateway, redis: Redis, redis_url: str, redis_key_prefix: str
+) -> None:
+    index = index_on(make_gateway(redis_url), redis_key_prefix, Clock())
+    index.note("before")
+
+    async def note_all_the_time() -> None:
+        for number in count():
+            index.note(f"meanwhile-{number}")
+            await checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(note_all_the_time)
+        with anyio.fail_after(20):
+            await index.flush()
+        group.cancel_scope.cancel()
+    assert "before" in await stored(redis, redis_key_prefix)
+    await index.flush()
+    assert "meanwhile-0" in await stored(redis, redis_key_prefix)
 
 
 @pytest.mark.release

@@ -7,6 +7,7 @@ it. It is spread over sorted sets with hash tags of their own, because the batch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 from zlib import crc32
 
@@ -103,8 +104,11 @@ class RedisBatchIndex:
 
     async def flush(self) -> None:
         """Write what was noted since the last flush. What Redis does not take now is written later."""
-        while self._pending:
-            batches = dict(list(self._pending.items())[:_ADDED_AT_A_TIME])
+        # What is noted meanwhile waits for the next flush. Else many small writes would follow each other under load.
+        left = len(self._pending)
+        while left > 0 and self._pending:
+            batches = dict(islice(self._pending.items(), min(left, _ADDED_AT_A_TIME)))
+            left -= len(batches)
             # What is noted meanwhile is newer.
             for batch_id in batches:
                 del self._pending[batch_id]
