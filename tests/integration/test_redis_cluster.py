@@ -15,10 +15,11 @@ from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.cluster import ClusterNodes
+from bcs.storage.redis.discovery import Discovery
 from bcs.storage.redis.dry_run import DryRun
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.nodes import Nodes
-from bcs.storage.redis.topology import slot_of
+from bcs.storage.redis.topology import NodeAddress, slot_of
 from tests.integration.stores import ByTransaction, MakeStore, completed
 from tests.support.redis_cluster import SLOTS, ClusterNode, RedisCluster, frozen, name_in
 from tests.support.redis_servers import VALKEY
@@ -269,6 +270,47 @@ async def test_one_answering_node_of_the_url_is_enough(redis_cluster: RedisClust
     assert (nodes.problem, nodes.circuit, nodes.partly_reachable) == ("", "closed", False)
     assert len(await nodes.all_nodes()) == len(await redis_cluster.masters())
     await nodes.aclose()
+
+
+async def test_to_ask_again_where_slots_are_makes_no_connection_unless_the_node_closed_it(
+    redis_cluster: RedisCluster,
+) -> None:
+    node = redis_cluster.nodes[0]
+    url = url_of_redis(redis_cluster.url)
+    asked = [NodeAddress("127.0.0.1", node.port)]
+    discovery = Discovery(lambda address: url.at(*address), deadline_seconds=DEADLINE_SECONDS)
+    first = await discovery.topology(asked, None)
+
+    async def connections_made() -> int:
+        made: int = (await node.ask("INFO", "stats"))["total_connections_received"]
+        return made
+
+    before = await connections_made()
+    for _ in range(3):
+        assert await discovery.topology(asked, first) == first
+    assert await connections_made() == before + 1, "that of the question itself"
+    await node.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert await discovery.topology(asked, first) == first
+    await discovery.aclose()
+
+    async def only_the_question_is_connected() -> bool:
+        clients: str = await node.ask("CLIENT", "LIST", "TYPE", "normal")
+        return len(clients.splitlines()) == 1
+
+    await wait_until(only_the_question_is_connected)
+
+
+async def test_batches_on_one_master_have_the_same_server(
+    redis_cluster: RedisCluster, nodes: ClusterNodes, in_redis: MakeStore, redis_key_prefix: str
+) -> None:
+    store = in_redis(nodes)
+    await nodes.ensure_usable()
+    servers = {f"b{number}": store.server_of(f"b{number}") for number in range(30)}
+    owners = {
+        batch: await redis_cluster.owner_of(slot_of(BatchKeys(redis_key_prefix, batch).facts)) for batch in servers
+    }
+    assert servers == {batch: f"{owner.address} (BCS_REDIS_URL)" for batch, owner in owners.items()}
+    assert len(set(servers.values())) == len(await redis_cluster.masters())
 
 
 @pytest.mark.parametrize("slots", [0, 5000])

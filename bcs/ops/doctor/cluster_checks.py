@@ -34,6 +34,8 @@ async def check_cluster(settings: Settings) -> list[Finding]:
         topology = await discovery.topology([NodeAddress(*at) for at in url.servers.listed], None)
     except StoreUnavailable as error:
         return [unreachable(error)]
+    finally:
+        await discovery.aclose()
     shards = topology.shards()
     found = [findings_of.slots(len(shards), SLOTS - sum(shards.values()), SLOTS)]
     clock: Any = RedisError("no master answers")

@@ -209,6 +209,7 @@ class ClusterNodes:
         """See `Nodes.aclose`."""
         for gateway in [*self._masters.values(), *(gateway for gateway, _ in self._retired.values())]:
             await gateway.aclose()
+        await self._discovery.aclose()
 
     async def follow(
         self, node: SlotNode, failure: StoreUnavailable | None, attempt: int, left_seconds: float

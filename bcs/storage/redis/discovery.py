@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import anyio
-from redis.asyncio import ConnectionPool
+from redis.asyncio import Connection, ConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from bcs.config.store_urls import StoreUrl
@@ -26,7 +28,8 @@ _CAUSES_NAMED = 3
 class Discovery:
     """Asks one node after another, each on a connection of its own, which no other call waits for.
 
-    A replica may be asked, too: a cluster's one address for clients may lead to any node.
+    A connection that gave an answer is kept for the next question: to make one costs more than all else of a probe. A
+    replica may be asked, too: a cluster's one address for clients may lead to any node.
 
     :param url_of: the URL of a node.
     :param deadline_seconds: how long all nodes together may take.
@@ -37,6 +40,7 @@ class Discovery:
         self._deadline_seconds = deadline_seconds
         # They hold no connections, but the login and the TLS context.
         self._pools: dict[NodeAddress, ConnectionPool] = {}
+        self._kept: dict[NodeAddress, Connection] = {}
 
     async def topology(self, candidates: Sequence[NodeAddress], known: Topology | None) -> Topology:
         """Ask until a node's answer is as good as what is known, else return the newest answer.
@@ -47,6 +51,7 @@ class Discovery:
         """
         for address in self._pools.keys() - candidates:
             del self._pools[address]
+            await self._drop(address)
         found: list[Topology] = []
         failures: dict[NodeAddress, Exception] = {}
 
@@ -73,21 +78,41 @@ class Discovery:
             return max(found, key=lambda topology: (topology.covered > 0, topology.epoch, topology.covered))
         raise _no_answer(candidates, failures)
 
+    async def aclose(self) -> None:
+        """Close the kept connections."""
+        for address in list(self._kept):
+            await self._drop(address)
+
     async def _ask(self, address: NodeAddress) -> Topology:
+        if kept := self._kept.pop(address, None):
+            # The node, or what is between, may have closed it since.
+            with suppress(RedisConnectionError, OSError):
+                return await self._ask_on(kept, address)
         if address not in self._pools:
             self._pools[address] = connection_pool(self._url_of(address))
-        connection = self._pools[address].make_connection()  # type: ignore[no-untyped-call]
+        return await self._ask_on(self._pools[address].make_connection(), address)  # type: ignore[no-untyped-call]
+
+    async def _ask_on(self, connection: Connection, address: NodeAddress) -> Topology:
+        answered = False
         try:
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]  # does nothing where it is connected
             slots, info = await exchange(connection, [("CLUSTER", "SLOTS"), ("CLUSTER", "INFO")])
+            answered = True
         finally:
             # Without waiting, because this may be cancelled.
-            await connection.disconnect(nowait=True)
+            if answered:
+                self._kept[address] = connection
+            else:
+                await connection.disconnect(nowait=True)
         if isinstance(slots, ResponseError):
             if str(slots).startswith(_NO_CLUSTER):
                 raise UnusableServer(NO_CLUSTER, for_good=True) from slots
             raise slots
         return Topology.from_replies(slots, fields_of(info) if isinstance(info, bytes) else {}, address)
+
+    async def _drop(self, address: NodeAddress) -> None:
+        if kept := self._kept.pop(address, None):
+            await kept.disconnect(nowait=True)
 
 
 def _no_answer(candidates: Sequence[NodeAddress], failures: dict[NodeAddress, Exception]) -> StoreUnavailable:
