@@ -25,6 +25,7 @@ from bcs.storage.redis.stream_layouts import layouts_key, number_in, stream_key
 from bcs.wire.published import OutboundMessage
 from tests.integration.stores import MakeGateway
 from tests.support.fault_proxy import FaultProxy
+from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_queues import (
     NOW_MS,
     USUAL_STREAMS,
@@ -171,6 +172,18 @@ async def test_streams_with_few_entries_have_their_turns_in_few_calls(process: C
     calls = [await outbox.lease(200) for _ in range(4)]
     assert [len(leased) for leased in calls] == [8] * 4, "two of each of four streams"
     assert {entry.message.key for leased in calls for entry in leased} == set(map(str.encode, batches))
+
+
+async def test_streams_with_few_entries_on_a_cluster_have_their_turns_server_by_server(
+    redis_cluster: RedisCluster, make_gateway: MakeGateway, redis_key_prefix: str
+) -> None:
+    nodes = make_gateway(redis_cluster.url, deadline=5.0)
+    outbox = redis_outbox(nodes, redis_key_prefix, limit=1000)
+    await outbox.append([message(in_stream(number)) for number in range(USUAL_STREAMS)])
+    calls = [await outbox.lease(200) for _ in range(4)]
+    assert [len(leased) for leased in calls] == [4] * 4
+    servers = [{nodes.at(entry.stream).address for entry in leased} for leased in calls]
+    assert sum(map(len, servers)) <= 7, "four calls, of which each change of the three servers may be in another one"
 
 
 async def test_what_another_process_holds_of_many_streams_hides_no_entry(process: Callable[..., RedisOutbox]) -> None:

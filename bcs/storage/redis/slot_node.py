@@ -138,9 +138,11 @@ class SlotNode:
         failure: StoreUnavailable | None = None
         if gateway := self.gateway:
             try:
-                return self._named(await gateway.call_multiplexed(*commands))
+                replies = await gateway.call_multiplexed(*commands)
             except StoreUnavailable as refusal:
                 failure = refusal
+            else:
+                return self._named(replies) if self.history else replies
         return await self._resend(_send_multiplexed, commands, failure, began)
 
     @asynccontextmanager

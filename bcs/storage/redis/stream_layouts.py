@@ -92,8 +92,9 @@ async def small_calls(
         await ask(*groups[0])
     else:
         async with anyio.create_task_group() as tasks:
-            for group in groups:
+            for group in groups[1:]:
                 tasks.start_soon(ask, *group)
+            await ask(*groups[0])
     return answered
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
@@ -12,6 +13,9 @@ SLOTS = REDIS_CLUSTER_HASH_SLOTS
 """How many slots every cluster has."""
 
 UNKNOWN_EPOCH = -1
+
+# Keys of streams and of busy batches come again and again. About 3 MB.
+_SLOTS_KEPT = 16_384
 
 
 class NodeAddress(NamedTuple):
@@ -105,6 +109,7 @@ class Topology:
         return shards
 
 
+@lru_cache(maxsize=_SLOTS_KEPT)
 def slot_of(key: str) -> int:
     """The slot of a key."""
     return key_slot(key.encode())
