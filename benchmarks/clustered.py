@@ -13,6 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ import typer
 from bcs.storage.redis.stream_set import StreamSet
 from bcs.wire.published import phases_skipped
 from benchmarks import keeping
+from benchmarks.measured import Measured
 from benchmarks.pasts import batch_of, told
 from benchmarks.report import Report
 from benchmarks.resolving import CONNECTIONS, ESSAYS
@@ -47,7 +49,8 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     masters: Annotated[int, typer.Option(help="How many nodes the cluster has.")] = 3,
     seconds: Annotated[float, typer.Option(help="How long each measurement of answers takes.")] = 2.0,
-    rounds: Annotated[int, typer.Option(help="How often the two take turns; the median counts.")] = 8,
+    processes: Annotated[int, typer.Option(help="How many processes of the service each of the two has, in turn.")] = 6,
+    rounds: Annotated[int, typer.Option(help="How often two processes take turns; the median of all counts.")] = 2,
     events: Annotated[int, typer.Option(help="How many events are taken in at a time.")] = 20_000,
     entries: Annotated[int, typer.Option(help="How many entries are put into each queue.")] = 20_000,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to keep the figures.")] = None,
@@ -56,27 +59,45 @@ def main(
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     with tempfile.TemporaryDirectory(prefix="bcs-bench-") as directory:
         report = anyio.run(
-            measured, Path(directory), masters, seconds, rounds, events, entries, backend_options={"use_uvloop": True}
+            partial(measured, Path(directory), masters, processes=processes, rounds=rounds),
+            seconds,
+            events,
+            entries,
+            backend_options={"use_uvloop": True},
         )
     typer.echo(report.table())
     if json_file:
         report.save(json_file)
 
 
-async def measured(directory: Path, masters: int, seconds: float, rounds: int, events: int, entries: int) -> Report:
-    """One server and a cluster in turns; then what is kept in the cluster, and on which nodes."""
-    async with (
-        RedisCluster(directory / "cluster", masters=masters) as cluster,
-        built(directory / "one", events) as one,
-        built(directory / "several", events, redis=_redis_of(cluster)) as several,
-    ):
-        labels = "one server", f"{masters} masters"
-        # A node of a cluster is for as much as one server can do, so as many callers for each node are asked for, too.
-        callers = CONNECTIONS, CONNECTIONS * masters
-        rows, ratios = await keeping.measured(
-            (one, labels[0]), (several, labels[1]), seconds, rounds, events, callers=callers
-        )
-        return Report(rows, ratios | await _spread(several, entries))
+async def measured(
+    directory: Path, masters: int, seconds: float, events: int, entries: int, *, processes: int, rounds: int
+) -> Report:
+    """One server and a cluster in turns; then what is kept in the cluster, and on which nodes.
+
+    Two processes of one build may differ by a tenth, by where their objects lie in memory. So there are several.
+    """
+    labels = "one server", f"{masters} masters"
+    # A node of a cluster is for as much as one server can do, so as many callers for each node are asked for, too.
+    callers = CONNECTIONS, CONNECTIONS * masters
+    found: list[tuple[list[Measured], list[Measured]]] = []
+    spread: dict[str, float] = {}
+    for number in range(processes):
+        at = directory / str(number)
+        async with (
+            RedisCluster(at / "cluster", masters=masters) as cluster,
+            built(at / "one", events) as one,
+            built(at / "several", events, redis=_redis_of(cluster)) as several,
+        ):
+            worlds = (one, labels[0]), (several, labels[1])
+            more = await keeping.in_turns(*worlds, seconds, rounds, events, callers=callers)
+            found = found or [([], []) for _ in more]
+            for (first, second), (more_first, more_second) in zip(found, more, strict=True):
+                first += more_first
+                second += more_second
+            spread = spread or await _spread(several, entries)
+    rows, ratios = keeping.medians(found, labels[0])
+    return Report(rows, ratios | spread)
 
 
 def _redis_of(cluster: RedisCluster) -> Redis:

@@ -17,8 +17,36 @@ _SPREAD = (("one batch", 1), ("200 batches", 200), ("2000 batches", 2000))
 _ANSWERS = (("warm", "kept-warm"), ("one phase pruned", "kept-pruned"))
 _Measurement = Callable[[World, str, int], Awaitable[Measured]]
 
+Rounds = Sequence[tuple[list[Measured], list[Measured]]]
+"""For each kind of work what was measured without and within, round by round."""
+
 
 async def measured(
+    without: tuple[World, str], within: tuple[World, str], seconds: float, rounds: int, events: int
+) -> tuple[list[Measured], dict[str, float]]:
+    """Answers and events, until all that is owed for them is published and on record.
+
+    :param without: a world and how it is called; so is `within`.
+    :returns: see `medians`.
+    """
+    return medians(await in_turns(without, within, seconds, rounds, events), without[1])
+
+
+def medians(rounds: Rounds, without: str) -> tuple[list[Measured], dict[str, float]]:
+    """The rows, and for each kind of work the median of the rounds' ratios of CPU, within to without.
+
+    :param without: how that world is called.
+    """
+    rows: list[Measured] = []
+    ratios: dict[str, float] = {}
+    for first, second in rounds:
+        rows += middle(first), middle(second)
+        name = f"CPU, {second[0].path} / {without}"
+        ratios[name] = median(after.cpu_us / before.cpu_us for before, after in zip(first, second, strict=True))
+    return rows, ratios
+
+
+async def in_turns(
     without: tuple[World, str],
     within: tuple[World, str],
     seconds: float,
@@ -26,12 +54,10 @@ async def measured(
     events: int,
     *,
     callers: Sequence[int] = (CONNECTIONS,),
-) -> tuple[list[Measured], dict[str, float]]:
-    """Answers and events, until all that is owed for them is published and on record.
+) -> Rounds:
+    """Measure two worlds in turns.
 
-    :param without: a world and how it is called; so is `within`.
     :param callers: how many ask at the same time, for each measurement of answers.
-    :returns: the rows, and for each kind of work the median of the rounds' ratios of CPU, `within` to `without`.
     """
 
     async def asked(world: World, path: str, batch: str, connections: int = CONNECTIONS) -> Measured:
@@ -58,20 +84,16 @@ async def measured(
     worlds = (without, within)
     answers = [answered(kind, batch, each) for each in callers for kind, batch in _ANSWERS]
     measurements = [*answers, *(ingested(*spread) for spread in _SPREAD)]
-    rows: list[list[Measured]] = [[] for _ in range(len(measurements) * len(worlds))]
+    measured: Rounds = [([], []) for _ in measurements]
     for world, _ in worlds:
         await world.know_many("kept-warm", BATCHES, ESSAYS)
         await world.know_many("kept-pruned", BATCHES, ESSAYS, spellchecked=True)
         await ingesting.measure(world, "warm-up", "kept-warm-up", max(1, events // 20), 10)
         await asked(world, "warm-up", "kept-warm")
     for turn in range(rounds):
-        for number, measurement in enumerate(measurements):
+        for measurement, rows in zip(measurements, measured, strict=True):
             # The first of a pair meets another machine than the second; so they change places.
             for place in (0, 1) if turn % 2 == 0 else (1, 0):
                 world, how = worlds[place]
-                rows[number * len(worlds) + place].append(await measurement(world, how, turn))
-    ratios: dict[str, float] = {}
-    for first, second in zip(rows[::2], rows[1::2], strict=True):
-        name = f"CPU, {second[0].path} / {without[1]}"
-        ratios[name] = median(after.cpu_us / before.cpu_us for before, after in zip(first, second, strict=True))
-    return [middle(row) for row in rows], ratios
+                rows[place].append(await measurement(world, how, turn))
+    return measured
