@@ -157,10 +157,16 @@ class Connection(web.RequestHandler):
             self._wake_loop()
 
     async def start(self) -> None:
-        """Run the loop of aiohttp, after the first request if that is answered at once."""
+        """Run the loop of aiohttp, from the first request on that is not answered at once."""
         self._loop_began = True
-        if self._answering is not None:
-            await asyncio.wait([self._answering])
+        if self._answering is not None or not self._messages:
+            # As aiohttp's loop waits. That loop takes a few turns to wait again, and meanwhile a quick caller sends its
+            # next request, so that the loop, once it has begun, may have all of them.
+            try:
+                self._waiter = self._loop.create_future()
+                await self._waiter
+            finally:
+                self._waiter = None
         if not self._force_close:
             await super().start()
 
@@ -279,7 +285,8 @@ class Connection(web.RequestHandler):
                 self._handler_waiter.set_result(None)
             if not keep_alive or self._close:
                 self.force_close()
-            elif self._messages:
+            elif self._messages and not self._answer_at_once():
+                # A quick caller sends its next request before this task has noticed that the response was sent.
                 self._wake_loop()
 
     async def _send(self, data: bytes) -> None:

@@ -103,6 +103,29 @@ async def test_both_ways_give_the_same_bytes(service: RunningService, at_once: l
         assert await answer_of(reader) == first
 
 
+async def test_a_caller_who_is_quicker_than_the_end_of_an_answer_is_answered_at_once(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[str] = []
+    second = asyncio.Event()
+    answer = Connection._answer
+
+    async def ends_slowly(self: Connection, request: Any, handler: Any) -> None:
+        answered.append(request.path)
+        if len(answered) == 2:
+            second.set()
+        await answer(self, request, handler)
+        with anyio.move_on_after(2):
+            await second.wait()
+
+    monkeypatch.setattr(Connection, "_answer", ends_slowly)
+    async with connected(service) as (reader, writer):
+        for _ in range(2):
+            writer.write(define())
+            await answer_of(reader)
+    assert answered == [DEFINE, DEFINE]
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "is_at_once", "stays_open"),
     [
