@@ -407,8 +407,8 @@ _INTAKE = (
         "signal-between-steps",
         "A signal ends a command by a cancellation, and not at any instruction.",
         "bcs/runtime/running.py",
-        "        with cancelling(lambda: loop.call_soon_threadsafe(task.cancel)):\n            return await main(*arguments)",
-        "        return await main(*arguments)",
+        "with cancelling(lambda: loop.call_soon_threadsafe(task.cancel)):",
+        "if task:",
         _in("unit/test_running", "test_a_signal_ends_a_command_between_two_steps_and_not_within_one"),
     ),
     Mutation(
