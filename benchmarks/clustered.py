@@ -96,8 +96,7 @@ async def measured(
         ):
             worlds = (one, labels[0]), (several, labels[1])
             for world, _ in worlds:
-                for thread in os.listdir(f"/proc/{world.service.process.pid}/task"):
-                    os.sched_setaffinity(int(thread), own)
+                _keep_on(own, world.service.process.pid)
             more = await keeping.in_turns(*worlds, seconds, rounds, events, callers=callers)
             found = found or [([], []) for _ in more]
             for (first, second), (more_first, more_second) in zip(found, more, strict=True):
@@ -106,6 +105,11 @@ async def measured(
             spread = spread or await _spread(several, entries)
     rows, ratios = keeping.medians(found, labels[0])
     return Report(rows, ratios | spread)
+
+
+def _keep_on(cores: Sequence[int], process_id: int) -> None:
+    for thread in Path(f"/proc/{process_id}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
 
 
 def _redis_of(cluster: RedisCluster) -> Redis:
