@@ -187,8 +187,10 @@ async def endure(scene: Scene, outage: Outage) -> Measured:
     await anyio.sleep(BEFORE_SECONDS)
     await wait_until(lambda: len(scene.between(began, time.monotonic())) >= LEAST_ASKED, description="some ask before")
     measured.megabytes.append(scene.megabytes())
-    left = time.monotonic()
+    leaving = time.monotonic()
     async with outage.away(scene):
+        # To take a master away begins with a question, and meanwhile it answers.
+        left = time.monotonic()
         # The fault is its length.
         await anyio.sleep(SIZES.outage_seconds)
         await wait_until(lambda: is_seen(scene, outage), SEEN_SECONDS, description="the outage is told of")
@@ -201,7 +203,7 @@ async def endure(scene: Scene, outage: Outage) -> Measured:
         description="some ask afterwards",
     )
     assert {one.outcome for one in scene.asked if one.began > overcome} == {"200"}
-    measured.before, measured.during = scene.between(began, left), scene.between(left, back)
+    measured.before, measured.during = scene.between(began, leaving), scene.between(left, back)
     assert min(len(measured.before), len(measured.during)) >= LEAST_ASKED
     measured.seconds = overcome - outage.back_at
     measured.megabytes.append(scene.megabytes())
