@@ -13,7 +13,7 @@ how many entries of a batch wait learns from the server that has the batch's str
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from itertools import chain
 from math import inf
 from typing import Any, TypeVar
@@ -61,6 +61,20 @@ def by_server(nodes: Nodes, items: Iterable[K], key_of: Callable[[K], str]) -> l
     return [(node if len(group) == 1 else node.server, group) for node, group in groups.values()]
 
 
+async def ask_each(
+    groups: Sequence[tuple[Node, list[K]]], ask: Callable[[Node, list[K]], Coroutine[Any, Any, None]]
+) -> None:
+    """Ask several servers at the same time. The first one needs no task, which costs more than a small question."""
+    first, *others = groups
+    if not others:  # the usual case
+        await ask(*first)
+        return
+    async with anyio.create_task_group() as tasks:
+        for group in others:
+            tasks.start_soon(ask, *group)
+        await ask(*first)
+
+
 async def small_calls(
     nodes: Nodes, commands: Mapping[str, Sequence[Command]], failing: dict[str, StoreUnavailable]
 ) -> dict[str, list[Any]]:
@@ -87,14 +101,7 @@ async def small_calls(
         else:
             answered.update((key, [next(replies) for _ in commands[key]]) for key in keys)
 
-    groups = by_server(nodes, commands, lambda key: key)
-    if len(groups) == 1:  # the usual case
-        await ask(*groups[0])
-    else:
-        async with anyio.create_task_group() as tasks:
-            for group in groups[1:]:
-                tasks.start_soon(ask, *group)
-            await ask(*groups[0])
+    await ask_each(by_server(nodes, commands, lambda key: key), ask)
     return answered
 
 

@@ -21,7 +21,7 @@ from bcs.storage.ports import ErasedEntries, Leased, Waiting
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.nodes import Node
 from bcs.storage.redis.queue import KnownLengths, RedisQueue
-from bcs.storage.redis.stream_layouts import StreamLayouts, by_server, small_calls
+from bcs.storage.redis.stream_layouts import StreamLayouts, ask_each, by_server, small_calls
 
 T = TypeVar("T")
 
@@ -169,7 +169,7 @@ class StreamSet(ABC, Generic[T]):
             in_turn, others = streams[:most], streams[most:]
             leased = await self._lease_from(in_turn, limit)
             if others:
-                self._turn = self._by_server().index(in_turn[-1])  # the next call begins behind it
+                self._turn = self._in_order().index(in_turn[-1])  # the next call begins behind it
             streams = [stream for stream in others if not self._is_blocked(stream)]
         if not leased:
             self._ensure_usable()
@@ -321,7 +321,7 @@ class StreamSet(ABC, Generic[T]):
             self._numbered += map(self._stream, range(len(self._numbered), self._layouts.streams))
         return [*self._former, *self._numbered]
 
-    def _by_server(self) -> list[RedisQueue[T]]:
+    def _in_order(self) -> list[RedisQueue[T]]:
         """All streams, those of one server together: where few have their turn, they cost few round trips."""
         return sorted(self._streams(), key=lambda stream: stream.node.address)
 
@@ -346,7 +346,7 @@ class StreamSet(ABC, Generic[T]):
                 self._note_empty(stream)
         self._turn += 1
         start = self._turn % len(streams)
-        ordered = self._by_server()
+        ordered = self._in_order()
         in_turn = ordered[start:] + ordered[:start]
         return [stream for stream in in_turn if stream.length and stream not in failed and not self._is_blocked(stream)]
 
@@ -433,14 +433,7 @@ class StreamSet(ABC, Generic[T]):
                 else:
                     self._note_success(kind, [stream], node)
 
-        groups = by_server(self._layouts.nodes, streams, lambda stream: stream.key)
-        if len(groups) == 1:
-            await ask(*groups[0])
-        else:
-            async with anyio.create_task_group() as tasks:
-                for group in groups[1:]:
-                    tasks.start_soon(ask, *group)
-                await ask(*groups[0])
+        await ask_each(by_server(self._layouts.nodes, streams, lambda stream: stream.key), ask)
         return failed
 
     def _fails(self, stream: RedisQueue[T]) -> bool:
