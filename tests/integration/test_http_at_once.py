@@ -201,6 +201,22 @@ async def test_requests_that_come_before_the_answer_are_answered_after_it(
         assert answered == [pruning, "second", "third", "fourth"]
 
 
+async def test_a_request_that_comes_before_the_answer_is_answered_at_once_after_it(
+    service: RunningService, held: HeldAnswers, pruning: str, at_once: list[str]
+) -> None:
+    async with connected(service) as (reader, writer):
+        writer.write(define(pruning))
+        await wait_until(lambda: in_flight(service, 1))
+        writer.write(define("second"))
+        async with Orchestrator(service.base) as other:  # its request is taken after the second one
+            assert await other.to_run("b") == ["spellcheck", "ai_feedback"]
+        at_once.clear()
+        service.call(held.let_go.set)
+        await answer_of(reader)
+        await answer_of(reader)
+        assert at_once == [DEFINE]
+
+
 async def test_a_large_body_may_arrive_before_its_request_is_begun(
     service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -300,6 +300,22 @@ async def test_to_ask_again_where_slots_are_makes_no_connection_unless_the_node_
     await wait_until(only_the_question_is_connected)
 
 
+async def test_a_question_that_was_given_up_leaves_no_reply_to_the_next_one(redis_cluster: RedisCluster) -> None:
+    silent, other = redis_cluster.nodes[:2]
+    url = url_of_redis(redis_cluster.url)
+    asked = [NodeAddress("127.0.0.1", node.port) for node in (silent, other)]
+    discovery = Discovery(lambda address: url.at(*address), deadline_seconds=DEADLINE_SECONDS)
+    first = await discovery.topology(asked, None)
+    async with frozen(silent):
+        # The other one is asked after a moment, and its answer ends the question to the first one.
+        assert await discovery.topology(asked, first) == first
+    before = (await silent.ask("INFO", "stats"))["total_connections_received"]
+    assert await discovery.topology(asked[:1], first) == first
+    after = (await silent.ask("INFO", "stats"))["total_connections_received"]
+    assert after == before + 2, "that of this test, and a new one for the question"
+    await discovery.aclose()
+
+
 async def test_batches_on_one_master_have_the_same_server(
     redis_cluster: RedisCluster, nodes: ClusterNodes, in_redis: MakeStore, redis_key_prefix: str
 ) -> None:
