@@ -508,6 +508,15 @@ async def answers(outbox: RedisOutbox) -> bool:
     return not outbox.failing
 
 
+async def test_no_commands_ask_no_server(
+    gateway: RedisGateway, redis_cluster: RedisCluster, make_gateway: MakeGateway
+) -> None:
+    for nodes in (gateway, make_gateway(redis_cluster.url, deadline=5.0)):
+        failing: dict[str, StoreUnavailable] = {}
+        assert await stream_layouts.small_calls(nodes, {}, failing) == {}
+        assert not failing
+
+
 async def test_an_idle_queue_costs_one_small_round_trip_a_poll(
     own_valkey: EmbeddedServer, make_gateway: MakeGateway, redis_key_prefix: str
 ) -> None:

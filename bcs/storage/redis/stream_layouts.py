@@ -65,14 +65,14 @@ async def ask_each(
     groups: Sequence[tuple[Node, list[K]]], ask: Callable[[Node, list[K]], Coroutine[Any, Any, None]]
 ) -> None:
     """Ask several servers at the same time. The first one needs no task, which costs more than a small question."""
-    first, *others = groups
-    if not others:  # the usual case
-        await ask(*first)
+    if len(groups) <= 1:  # the usual case
+        for group in groups:
+            await ask(*group)
         return
     async with anyio.create_task_group() as tasks:
-        for group in others:
+        for group in groups[1:]:
             tasks.start_soon(ask, *group)
-        await ask(*first)
+        await ask(*groups[0])
 
 
 async def small_calls(
